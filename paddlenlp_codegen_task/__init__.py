@@ -1,0 +1,1 @@
+"""CodeGen code completion for PaddleNLP's Taskflow."""

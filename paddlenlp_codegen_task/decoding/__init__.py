@@ -1,0 +1,1 @@
+"""Sequences, scheduler, samplers and stopping: the decode loop over any runtime."""

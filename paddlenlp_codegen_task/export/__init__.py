@@ -1,0 +1,1 @@
+"""Turns weights into a static graph on disk; the export store."""

@@ -1,0 +1,1 @@
+"""What CodeGen is: configuration, checkpoint, fused weights, tokenizer, hub."""

@@ -1,0 +1,1 @@
+"""Runs one forward step on a device."""

