@@ -35,9 +35,9 @@ setup(
         "filelock",
         "huggingface_hub",
         "numpy<2",
-        "regex",
         "safetensors",
         "tokenizers",
+        "wrapt",
     ],
     extras_require={
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4"],

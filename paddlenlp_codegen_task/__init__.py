@@ -1,1 +1,19 @@
-"""CodeGen code completion for PaddleNLP's Taskflow."""
+"""CodeGen code completion for PaddleNLP's Taskflow.
+
+`import paddlenlp_codegen_task` makes `Taskflow("code_generation")` run this package's task.
+"""
+
+# Paddle 2.6 exports zlib symbols of its own; Python's zlib has to be loaded before it.
+import zlib  # noqa: F401
+
+import wrapt
+
+from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.generator import CodeGenerator, Completion
+from paddlenlp_codegen_task.registry import register
+
+__all__ = ["CodeGenerator", "Completion", "GenerationConfig", "register"]
+
+# Now if PaddleNLP is loaded, else when it is: importing it takes seconds, which CodeGenerator
+# alone does not need.
+wrapt.register_post_import_hook(register, "paddlenlp.taskflow.taskflow")

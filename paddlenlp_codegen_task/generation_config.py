@@ -1,1 +1,112 @@
 """The options of one generation, validated once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
+
+DECODE_STRATEGIES = ("sampling", "greedy_search")
+PROMPT_OVERFLOW = ("error", "truncate_left")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How completions are chosen; names and defaults are PaddleNLP's where it has one.
+
+    Attributes:
+        max_length: most new tokens of a completion.
+        min_length: new tokens before the end-of-text token may come. Truncation is not held back.
+        decode_strategy: "sampling" or "greedy_search".
+        temperature: divides the logits before sampling; above 0.
+        top_k: sample among the k likeliest tokens; 0 for all.
+        top_p: sample among the likeliest tokens that make up this probability; in (0, 1].
+        repetition_penalty: divides (negative: multiplies) the logit of every token already in the
+            prompt or the completion; 1 for none (https://arxiv.org/abs/1909.05858).
+        num_return_sequences: completions for each prompt.
+        seed: makes a run repeat exactly, whatever else is in the batch; None for a new one.
+        truncation: regex, or list of them: the completion ends before the first match, without
+            trailing blanks. None keeps all text.
+        prompt_overflow: what to do with a prompt that leaves no room for max_length tokens in the
+            context: "error", or "truncate_left" to drop its beginning.
+    """
+
+    max_length: int = 128
+    min_length: int = 0
+    decode_strategy: str = "sampling"
+    temperature: float = 0.6
+    top_k: int = 5
+    top_p: float = 1.0
+    repetition_penalty: float = 1.1
+    num_return_sequences: int = 1
+    seed: int | None = None
+    truncation: str | Sequence[str] | None = DEFAULT_TRUNCATION
+    prompt_overflow: str = "error"
+
+    def __post_init__(self) -> None:
+        _integer("max_length", self.max_length, 1)
+        _integer("min_length", self.min_length, 0)
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"min_length ({self.min_length}) must not be above max_length ({self.max_length})"
+            )
+        _choice("decode_strategy", self.decode_strategy, DECODE_STRATEGIES)
+        _number("temperature", self.temperature, "above 0", lambda x: x > 0)
+        _integer("top_k", self.top_k, 0)
+        _number("top_p", self.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
+        _number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
+        _integer("num_return_sequences", self.num_return_sequences, 1)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0)
+        _choice("prompt_overflow", self.prompt_overflow, PROMPT_OVERFLOW)
+        Truncator(self.truncation)  # compiles, or says why not
+
+    def with_options(self, options: dict[str, Any]) -> GenerationConfig:
+        """Return a copy with some fields replaced.
+
+        Raises:
+            TypeError: an option is unknown, or of the wrong type.
+            ValueError: a value is out of range.
+        """
+        if not options:
+            return self
+        check_option_names(options, self.field_names())
+        return replace(self, **options)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names of all options."""
+        return [field.name for field in fields(cls)]
+
+
+def check_option_names(options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a TypeError that names the first unknown option and the known one nearest to it."""
+    known = list(known)
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+            raise TypeError(f"unknown option {name!r}; {hint}")
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _number(name: str, value: Any, expected: str, holds: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or not holds(value):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def _choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -71,7 +71,9 @@ class CodeGenConfig:
             raise ValueError(
                 f"config.json: activation_function must be 'gelu_new', got {activation!r}"
             )
-        missing = [key for key in ("vocab_size", "n_embd", "n_layer", "n_head") if key not in values]
+        missing = [
+            key for key in ("vocab_size", "n_embd", "n_layer", "n_head") if key not in values
+        ]
         if missing:
             raise ValueError(f"config.json: missing {', '.join(missing)}")
         n_embd, n_head = values["n_embd"], values["n_head"]

@@ -1,0 +1,142 @@
+"""Choosing the next token of every row of a step.
+
+A step hands back the largest logits of each row, its candidates, and that is nearly always enough:
+a repetition penalty of at least 1 only lowers logits, so a token that is not a candidate stays at
+or below the smallest candidate as it was. A choice among tokens above that bound is the choice the
+whole row would give; where the bound does not settle it, the whole row is fetched.
+
+Order as in PaddleNLP's generation: min_length, repetition penalty, temperature, top_k, top_p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+import numpy.typing as npt
+
+from paddlenlp_codegen_task.decoding.sequence import Sequence
+from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.runtime.base import Floats, Ids, StepOutput
+
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Sampler:
+    """Chooses tokens by one configuration, for any number of sequences at once."""
+
+    def __init__(self, config: GenerationConfig, eos_token_id: int, vocab_size: int) -> None:
+        self._config = config
+        self._eos_token_id = eos_token_id
+        self._vocab_size = vocab_size
+        self._greedy = config.decode_strategy == "greedy_search"
+        self._top_k = 1 if self._greedy else min(config.top_k or vocab_size, vocab_size)
+        self._top_p = 1.0 if self._greedy else config.top_p
+
+    def choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
+        """Return the next token of each sequence; row i of `output` belongs to sequences[i]."""
+        # One draw a token from the sequence's own generator: a seed repeats in any batch.
+        draws = np.zeros(len(sequences))
+        if not self._greedy:
+            draws[:] = [sequence.generator.random() for sequence in sequences]
+        if self._top_k == self._vocab_size and self._top_p == 1:
+            return self._from_all(self._whole(output, sequences), draws)
+
+        bound = output.candidates[:, -1]
+        if output.candidates.shape[1] == self._vocab_size:
+            bound = np.full_like(bound, -np.inf)
+        elif self._config.repetition_penalty < 1:
+            bound = np.full_like(bound, np.inf)
+        # top_p counts probabilities over the whole vocabulary, also below top_k, as PaddleNLP does.
+        whole = self._whole(output, sequences) if self._top_p < 1 else None
+        totals = None if whole is None else self._log_totals(whole)
+
+        seen = np.stack(
+            [
+                sequence.seen[ids]
+                for sequence, ids in zip(sequences, output.candidate_ids, strict=True)
+            ]
+        )
+        logits = self._process(output.candidates, output.candidate_ids, seen, sequences)
+        tokens, settled = self._pick(logits, output.candidate_ids, bound, totals, draws)
+        if not settled.all():
+            rows = np.flatnonzero(~settled)
+            whole = self._whole(output, sequences) if whole is None else whole
+            all_ids = np.broadcast_to(np.arange(self._vocab_size), (len(rows), self._vocab_size))
+            nothing = np.full(len(rows), -np.inf, np.float32)
+            some = None if totals is None else totals[rows]
+            tokens[rows], _ = self._pick(whole[rows], all_ids, nothing, some, draws[rows])
+        return [int(token) for token in tokens]
+
+    def _whole(self, output: StepOutput, sequences: Rows[Sequence]) -> Floats:
+        """All logits of every row, processed, [rows, vocab_size]."""
+        logits = output.logits()
+        ids = np.arange(self._vocab_size)[None]
+        return self._process(logits, ids, np.stack([one.seen for one in sequences]), sequences)
+
+    def _process(self, logits: Floats, ids: Ids, seen: Bools, sequences: Rows[Sequence]) -> Floats:
+        """Apply min_length and the repetition penalty to logits of the tokens `ids`."""
+        short = np.array([len(one.token_ids) < self._config.min_length for one in sequences])
+        if short.any():
+            logits = np.where(short[:, None] & (ids == self._eos_token_id), -np.inf, logits)
+        penalty = np.float32(self._config.repetition_penalty)
+        if penalty != 1:
+            logits = np.where(
+                seen, np.where(logits < 0, logits * penalty, logits / penalty), logits
+            )
+        return logits.astype(np.float32, copy=False)
+
+    def _log_totals(self, whole: Floats) -> Doubles:
+        """Logarithm of the sum over the vocabulary of exp(logit / temperature), [rows, 1]."""
+        scaled = whole / np.float32(self._config.temperature)
+        top = scaled.max(axis=1, keepdims=True)
+        total = np.exp(scaled - top).sum(axis=1, keepdims=True, dtype=np.float64)
+        return np.asarray(top + np.log(total), np.float64)
+
+    def _pick(
+        self, logits: Floats, ids: Ids, bound: Floats, totals: Doubles | None, draws: Doubles
+    ) -> tuple[Ids, Bools]:
+        """Choose among some tokens of each row.
+
+        Args:
+            logits: [rows, N], processed.
+            ids: [rows, N], the tokens they belong to.
+            bound: [rows]; no other token of the row is above it.
+            totals: `_log_totals`, if top_p is used.
+            draws: [rows], uniform in [0, 1).
+
+        Returns:
+            The tokens [rows], and whether each is what all tokens of the row would have given.
+        """
+        order = np.lexsort((ids, -logits), axis=-1)
+        logits = np.take_along_axis(logits, order, axis=1)
+        if self._greedy:
+            return np.take_along_axis(ids, order[:, :1], axis=1)[:, 0], logits[:, 0] > bound
+        # Equal logits stay or go together, as in PaddleNLP.
+        if self._top_k < logits.shape[1]:
+            keep = logits >= logits[:, self._top_k - 1, None]
+        else:
+            keep = np.ones(logits.shape, bool)
+        scaled = logits.astype(np.float64) / self._config.temperature
+        if totals is not None:
+            probabilities = np.where(keep, np.exp(scaled - totals), 0)
+            before = np.cumsum(probabilities, axis=1) - probabilities
+            keep &= before <= self._top_p
+        kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
+        lowest = np.take_along_axis(logits, kept[:, None] - 1, axis=1)[:, 0]
+        cumulative = np.cumsum(np.where(keep, np.exp(scaled - scaled[:, :1]), 0), axis=1)
+        drawn = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(axis=1)
+        drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
+        chosen = np.take_along_axis(order, drawn[:, None], axis=1)
+        settled = (lowest > bound) | np.isneginf(bound)
+        return np.take_along_axis(ids, chosen, axis=1)[:, 0], settled
+
+    def _from_all(self, logits: Floats, draws: Doubles) -> list[int]:
+        """Draw from the whole distribution, which needs no order."""
+        scaled = logits.astype(np.float64) / self._config.temperature
+        cumulative = np.cumsum(np.exp(scaled - scaled.max(axis=1, keepdims=True)), axis=1)
+        return [
+            min(int(np.searchsorted(row, draw * row[-1], side="right")), self._vocab_size - 1)
+            for row, draw in zip(cumulative, draws, strict=True)
+        ]

@@ -1,0 +1,81 @@
+"""Continuous batching: sequences join and leave at every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Rows
+
+from paddlenlp_codegen_task.decoding.sequence import Sequence
+from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput, decode, prefill
+
+# Prompts are run together if padding them to the longest adds at most this share of work, or if
+# all of them with padding are few tokens: then reading the weights is what a step costs.
+PADDING_SHARE = 0.25
+SMALL_PREFILL = 64
+
+ChooseTokens = Callable[[StepOutput, Rows[Sequence]], list[int]]
+AppendToken = Callable[[Sequence, int], None]
+
+
+def run(
+    runtime: Runtime,
+    sequences: Iterable[Sequence],
+    batch_size: int,
+    choose: ChooseTokens,
+    append: AppendToken,
+) -> Iterator[Sequence]:
+    """Generate, and yield every sequence as it finishes.
+
+    Running sequences occupy the slots 0, 1, ...; when one leaves, the last takes its slot, so that
+    a step never runs an empty one.
+
+    Args:
+        runtime: what runs the steps; nothing else may use it meanwhile.
+        sequences: what to generate.
+        batch_size: most sequences to run at once.
+        choose: picks the next token of each row of a step.
+        append: gives a sequence its token, setting finish_reason if it is done.
+    """
+    waiting = deque(sequences)
+    running: list[Sequence] = []
+    while waiting or running:
+        while waiting and len(running) < batch_size:
+            group = _next_group(waiting, batch_size - len(running))
+            output = prefill(runtime, len(running), [one.prompt_ids for one in group])
+            for sequence, token_id in zip(group, choose(output, group), strict=True):
+                append(sequence, token_id)
+            running += group
+            yield from _retire(runtime, running)
+        if running:
+            output = decode(runtime, [sequence.token_ids[-1] for sequence in running])
+            for sequence, token_id in zip(running, choose(output, running), strict=True):
+                append(sequence, token_id)
+            yield from _retire(runtime, running)
+
+
+def _next_group(waiting: deque[Sequence], room: int) -> list[Sequence]:
+    """Take the sequences at the front whose prompts are worth running in one step."""
+    group = [waiting.popleft()]
+    longest = total = len(group[0].prompt_ids)
+    while waiting and len(group) < room:
+        length = len(waiting[0].prompt_ids)
+        longest, total = max(longest, length), total + length
+        padded = longest * (len(group) + 1)
+        if padded > max((1 + PADDING_SHARE) * total, SMALL_PREFILL):
+            break
+        group.append(waiting.popleft())
+    return group
+
+
+def _retire(runtime: Runtime, running: list[Sequence]) -> Iterator[Sequence]:
+    """Take finished sequences out of `running`, closing the gaps they leave in the slots."""
+    for slot in reversed(range(len(running))):
+        sequence = running[slot]
+        if sequence.finish_reason is None:
+            continue
+        last = running.pop()
+        if last is not sequence:
+            runtime.move(len(running), slot)
+            running[slot] = last
+        yield sequence

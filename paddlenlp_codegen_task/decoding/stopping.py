@@ -1,0 +1,51 @@
+"""When a sequence's text is decided, so that generating it can end."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Protocol
+
+from paddlenlp_codegen_task.truncation import Truncator
+
+
+class TokenBytes(Protocol):
+    """What is asked of a tokenizer: `paddlenlp_codegen_task.model.tokenizer.Tokenizer` has it."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for."""
+
+
+class StopChecker:
+    """Follows one sequence token by token and tells when its truncated text is decided.
+
+    A token may end within a character: such bytes are held back until the character is whole, or
+    known never to be.
+    """
+
+    def __init__(self, tokenizer: TokenBytes, truncator: Truncator) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._truncator = truncator
+        self._scanner = truncator.scanner()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decision: str | None = None
+
+    def feed(self, token_id: int) -> bool:
+        """Append a generated token; return whether no further token can change `text`."""
+        if self._decision is None:
+            delta = self._decoder.decode(self._token_bytes(token_id))
+            if delta:
+                self._decision = self._scanner.feed(delta)
+        return self._decision is not None
+
+    @property
+    def text(self) -> str:
+        """The truncated text of all tokens fed: `truncate(decode(token_ids))`."""
+        if self._decision is not None:
+            return self._decision
+        held_back, _ = self._decoder.getstate()
+        return self._truncator.truncate(self._scanner.text + held_back.decode("utf-8", "replace"))
+
+    @property
+    def settled(self) -> str:
+        """What `text` begins with, whatever tokens follow: it can be shown while generating."""
+        return self._scanner.settled if self._decision is None else self._decision

@@ -1,0 +1,42 @@
+"""Names of the published CodeGen models, and of the files a checkpoint consists of."""
+
+import difflib
+
+SALESFORCE_MODELS = tuple(
+    f"Salesforce/codegen-{size}-{data}"
+    for size in ("350M", "2B", "6B", "16B")
+    for data in ("nl", "multi", "mono")
+)
+
+# What runs if no model is named.
+DEFAULT_MODEL = "Salesforce/codegen-350M-mono"
+
+# PaddleNLP's server has CodeGen's configuration under the older name only.
+CONFIG_FILES = ("config.json", "model_config.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+)
+# The first of these that a source has is fetched, and no other.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model_state.pdparams",
+    "model_state.pdparams.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def explain_unknown(name: str) -> str:
+    """One line for a `name` that is none of SALESFORCE_MODELS: the nearest one, and other ways."""
+    close = difflib.get_close_matches(name, SALESFORCE_MODELS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return (
+        f"unknown model {name!r}: {hint}For any repository of the Hugging Face hub pass "
+        'from_hf_hub=True, for a folder task_path="..."'
+    )

@@ -1,0 +1,204 @@
+"""CodeGen's tokenizer: byte-level BPE as GPT-2's, and runs of blanks as added tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """Text to token ids and back; gives the ids of transformers' CodeGenTokenizerFast.
+
+    Nothing in it changes after it is made, so threads may share one.
+
+    Attributes:
+        vocab_size: one more than the largest id; a model's own is often padded beyond it.
+        eos_token_id: the id that ends a text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+        """Wrap `backend`; `settings`, from tokenizer_config.json, name the special tokens.
+
+        Raises:
+            ValueError: `backend` is not byte-level, or has no token for the end of a text.
+        """
+        if not isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
+            raise ValueError("not a byte-level BPE tokenizer, as CodeGen's is")
+        self._backend = backend
+        eos_token = _content(settings.get("eos_token")) or END_OF_TEXT
+        eos_token_id = backend.token_to_id(eos_token)
+        if eos_token_id is None:
+            raise ValueError(f"the end of text token {eos_token!r} is not in the vocabulary")
+        self.eos_token_id: int = eos_token_id
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        alphabet = _byte_alphabet()
+        self._bytes: dict[int, bytes] = {}
+        for token, token_id in vocabulary.items():
+            try:
+                self._bytes[token_id] = bytes([alphabet[character] for character in token])
+            except KeyError:  # not BPE's own, but added as text
+                self._bytes[token_id] = token.encode("utf-8")
+        special = _special_tokens(settings)
+        for token_id, added in backend.get_added_tokens_decoder().items():
+            hidden = added.special or added.content in special
+            self._bytes[token_id] = b"" if hidden else added.content.encode("utf-8")
+        self._bytes[eos_token_id] = b""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read a tokenizer as transformers or PaddleNLP saves it, leaving the folder as it is.
+
+        tokenizer.json is enough; without it vocab.json and merges.txt are needed. The added
+        tokens then come from tokenizer_config.json (`added_tokens_decoder`) and added_tokens.json.
+
+        Raises:
+            FileNotFoundError: files are missing.
+            ValueError: a file is broken, or the files do not fit together.
+        """
+        settings = {
+            **_read_object(folder / "tokenizer_config.json"),
+            **_read_object(folder / "special_tokens_map.json"),
+        }
+        added = _read_object(folder / "added_tokens.json")
+        whole = folder / "tokenizer.json"
+        parts = [folder / "vocab.json", folder / "merges.txt"]
+        if whole.is_file():
+            backend = _load(tokenizers.Tokenizer.from_file, whole)
+            backend.no_truncation()
+            backend.no_padding()
+        elif missing := [path.name for path in parts if not path.is_file()]:
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer.json, and no {' or '.join(missing)}"
+            )
+        else:
+            backend = tokenizers.Tokenizer(_load(tokenizers.models.BPE.from_file, *parts))
+            prefix = bool(settings.get("add_prefix_space"))
+            backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+            backend.decoder = tokenizers.decoders.ByteLevel()
+        try:
+            if not whole.is_file():
+                _add_tokens(backend, added, settings)
+            return cls(backend, settings)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, nothing put before or after.
+
+        A special token's name in the text, such as "<|endoftext|>", becomes that token, as it
+        does in transformers.
+
+        Raises:
+            ValueError: `text` holds a lone surrogate, which UTF-8 cannot express.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if isinstance(text, str):
+                raise ValueError("the text holds a lone surrogate, not valid Unicode") from None
+            raise
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`: every blank as it was, special tokens left out.
+
+        Bytes that are not UTF-8 become U+FFFD.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes a token stands for.
+
+        They are empty for special tokens and for ids beyond the vocabulary, which a model with a
+        padded vocabulary may generate. A character may be spread over several tokens.
+        """
+        return self._bytes.get(token_id, b"")
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer, ids: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Add the tokens of added_tokens.json (`ids`) and of `added_tokens_decoder`."""
+    listed = settings.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise ValueError("tokenizer_config.json: added_tokens_decoder must be a JSON object")
+    ids, options = dict(ids), {}
+    for number, token in listed.items():
+        content = _content(token)
+        if str(ids.setdefault(content, int(number))) != number:
+            raise ValueError(f"added token {content!r} has two ids, {ids[content]} and {number}")
+        options[content] = token if isinstance(token, dict) else {}
+    for content, number in ids.items():
+        if not content or not isinstance(number, int):
+            raise ValueError(f"added token {content!r} has id {number!r}, not a number")
+    # PaddleNLP does not list <|endoftext|> among the added tokens; transformers always adds it.
+    special = _special_tokens(settings)
+    known = {one: backend.token_to_id(one) for one in special}
+    ids = {one: number for one, number in known.items() if number is not None} | ids
+    for content in sorted(ids, key=ids.__getitem__):
+        given = options.get(content, {})
+        chosen = {name: bool(given.get(name)) for name in ("single_word", "lstrip", "rstrip")}
+        chosen["special"] = content in special or bool(given.get("special"))
+        chosen["normalized"] = bool(given.get("normalized", not chosen["special"]))
+        backend.add_tokens([tokenizers.AddedToken(content, **chosen)])
+        if (number := backend.token_to_id(content)) != ids[content]:
+            raise ValueError(
+                f"added token {content!r} should have id {ids[content]}, but the one that follows "
+                f"the vocabulary is {number}"
+            )
+
+
+def _load(read: Callable[..., Any], *paths: Path) -> Any:
+    try:
+        return read(*map(str, paths))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        names = " or ".join(path.name for path in paths)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{paths[0].parent}: broken {names}: {reason}") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
+
+
+def _content(token: Any) -> str:
+    """Return a token's text: the files hold a token as a string or as an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _special_tokens(settings: dict[str, Any]) -> set[str]:
+    named = [settings.get(name) for name in _NAMED_TOKENS]
+    additional = settings.get("additional_special_tokens")
+    named += additional if isinstance(additional, list) else []
+    return {_content(token) for token in (END_OF_TEXT, *named)} - {""}
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte behind each character of GPT-2's vocabulary.
+
+    Printable bytes stand for themselves, the others for U+0100 onwards: bytes_to_unicode in
+    https://github.com/openai/gpt-2/blob/master/src/encoder.py.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + n): byte for n, byte in enumerate(others)
+    }

@@ -1,0 +1,78 @@
+"""What a runtime does: run one forward step over slots of a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+
+# Tokens of one prefill step. Longer prompts run in several: bounds the [heads, tokens, capacity]
+# attention scores.
+PREFILL_CHUNK = 256
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step hands back for each of its M rows.
+
+    Attributes:
+        candidates: [M, C] float32, the C largest logits in descending order.
+        candidate_ids: [M, C] int64, their tokens.
+        logits: fetches all logits, [M, vocab_size] float32; only until the next step.
+    """
+
+    candidates: Floats
+    candidate_ids: Ids
+    logits: Callable[[], Floats]
+
+
+class Runtime(Protocol):
+    """Runs a model's forward step. Sequences in use occupy slots 0, 1, ... without gaps."""
+
+    config: CodeGenConfig
+    cache: KVCache
+
+    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+        """Append tokens to consecutive slots and return the last token's logits of each.
+
+        Args:
+            slot: the first slot; row i goes to slot + i, at that slot's own length.
+            token_ids: one or more new tokens for each row.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+
+    def close(self) -> None:
+        """Free the model and its buffers."""
+
+
+def prefill(runtime: Runtime, slot: int, prompts: Sequence[Sequence[int]]) -> StepOutput:
+    """Start new sequences in consecutive slots; one prompt is run in chunks if it is long.
+
+    Returns:
+        The step output of each prompt's last token.
+    """
+    for row in range(len(prompts)):
+        runtime.cache.lengths[slot + row] = 0
+    if len(prompts) == 1:
+        prompt = prompts[0]
+        while len(prompt) > PREFILL_CHUNK:
+            runtime.forward(slot, [prompt[:PREFILL_CHUNK]])
+            prompt = prompt[PREFILL_CHUNK:]
+        prompts = [prompt]
+    return runtime.forward(slot, prompts)
+
+
+def decode(runtime: Runtime, token_ids: Sequence[int]) -> StepOutput:
+    """Append one token to each of the slots 0 to len(token_ids) - 1."""
+    return runtime.forward(0, [[token_id] for token_id in token_ids])

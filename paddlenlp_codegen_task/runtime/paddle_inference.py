@@ -1,0 +1,235 @@
+"""Runs the Paddle graph: by Paddle Inference, or eagerly for debugging."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+
+from paddlenlp_codegen_task.export import paddle_graph
+from paddlenlp_codegen_task.export.paddle_graph import Tensor
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime.base import Ids, StepOutput
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+
+
+def find_device(device: str) -> int | None:
+    """Resolve "auto", "cpu", "gpu" or "gpu:N" to a GPU's number, or None for the CPU.
+
+    Raises:
+        ValueError: it is none of these, or there is no such GPU.
+    """
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    if device == "cpu" or (device == "auto" and not gpus):
+        return None
+    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
+    if match is None:
+        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {device!r}")
+    device_id = int(match[1] or 0)
+    if device_id >= gpus:
+        seen = f"sees {gpus}" if paddle.is_compiled_with_cuda() else "is built for CPUs only"
+        raise ValueError(f"device: there is no {device!r}: this Paddle {seen}; use 'cpu'")
+    return device_id
+
+
+def versions() -> dict[str, str]:
+    """What an exported graph depends on beside the weights."""
+    return {"graph": str(paddle_graph.GRAPH_VERSION), "paddle": paddle.__version__}
+
+
+def export_bytes(config: CodeGenConfig, dtype: str) -> int:
+    """Size of an export on disk, about."""
+    values = sum(math.prod(shape) for shape in paddle_graph.parameter_shapes(config).values())
+    return values * int(np.dtype(dtype).itemsize) + 10_000_000
+
+
+class Graph(Protocol):
+    """Something that runs `paddle_graph.step`."""
+
+    def bind(self, caches: Sequence[Tensor]) -> None:
+        """Use these key and value buffers, in place, from the next run on."""
+
+    def run(self, token_ids: Ids, past_lengths: Ids, output_rows: Ids) -> StepOutput:
+        """Run one step; shapes as in `paddle_graph.step`."""
+
+
+class StaticGraph:
+    """An exported graph in Paddle Inference."""
+
+    def __init__(
+        self, folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int
+    ) -> None:
+        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None."""
+        self._predictor = paddle.inference.create_predictor(
+            _inference_config(folder, device_id, num_threads)
+        )
+        handles = [
+            self._predictor.get_input_handle(name) for name in paddle_graph.input_names(config)
+        ]
+        self._inputs, self._caches = handles[:3], handles[3:]
+
+    def bind(self, caches: Sequence[Tensor]) -> None:
+        """Use these key and value buffers, in place, from the next run on."""
+        for handle, cache in zip(self._caches, caches, strict=True):
+            handle.share_external_data(cache)
+
+    def run(self, token_ids: Ids, past_lengths: Ids, output_rows: Ids) -> StepOutput:
+        """Run one step; shapes as in `paddle_graph.step`."""
+        for handle, value in zip(self._inputs, (token_ids, past_lengths, output_rows), strict=True):
+            handle.copy_from_cpu(value)
+        self._predictor.run()
+        candidates, candidate_ids, logits = (
+            self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
+        )
+        return StepOutput(candidates.copy_to_cpu(), candidate_ids.copy_to_cpu(), logits.copy_to_cpu)
+
+
+def _inference_config(folder: Path, device_id: int | None, num_threads: int) -> Any:
+    program = next(
+        path for path in map(folder.joinpath, paddle_graph.PROGRAM_FILES) if path.is_file()
+    )
+    config = paddle.inference.Config(str(program), str(folder / paddle_graph.PARAMETERS_FILE))
+    if device_id is None:
+        config.disable_gpu()
+        # Off: in float32 it is slower than the plain kernels at batch 1, and its bfloat16 does not
+        # give float32's tokens (docs/static_graph.md has the figures).
+        if hasattr(config, "disable_mkldnn"):
+            config.disable_mkldnn()
+        config.set_cpu_math_library_num_threads(num_threads)
+    else:
+        config.enable_use_gpu(100, device_id)  # MB of memory to begin with; it grows
+    config.disable_glog_info()
+    config.switch_ir_optim(True)
+    if program.suffix == ".json":
+        config.enable_new_ir(True)
+        config.enable_new_executor()
+    config.enable_memory_optim()
+    return config
+
+
+class EagerGraph:
+    """The same step, run op by op from weights: slower, and open to a debugger."""
+
+    def __init__(self, weights: FusedWeights, device_id: int | None, dtype: str) -> None:
+        self._config = weights.config
+        self._place = _place(device_id)
+        with paddle_graph.paddle_mode(static=False):
+            self._parameters = {
+                name: paddle.to_tensor(np.ascontiguousarray(value, dtype), place=self._place)
+                for name, value in paddle_graph.parameters(weights)
+            }
+        self._caches: list[Tensor] = []
+
+    def bind(self, caches: Sequence[Tensor]) -> None:
+        """Use these key and value buffers, in place, from the next run on."""
+        self._caches = list(caches)
+
+    def run(self, token_ids: Ids, past_lengths: Ids, output_rows: Ids) -> StepOutput:
+        """Run one step; shapes as in `paddle_graph.step`."""
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            candidates, candidate_ids, logits = paddle_graph.step(
+                self._config,
+                self._parameters.__getitem__,
+                paddle.to_tensor(token_ids, place=self._place),
+                paddle.to_tensor(past_lengths, place=self._place),
+                paddle.to_tensor(output_rows, place=self._place),
+                self._caches,
+            )
+            return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
+
+
+def _place(device_id: int | None) -> str:
+    return "cpu" if device_id is None else f"gpu:{device_id}"
+
+
+class PaddleRuntime:
+    """A Paddle graph and the KV buffers it writes to, which stay on the device."""
+
+    def __init__(
+        self, graph: Graph, config: CodeGenConfig, device_id: int | None, dtype: str
+    ) -> None:
+        self.config = config
+        self.cache = KVCache(config.n_positions)
+        self._graph: Graph | None = graph
+        self._place = _place(device_id)
+        self._dtype = dtype
+        self._buffers: list[Tensor] = []
+        self._bound: tuple[int, int] | None = None
+
+    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+        """Append tokens to consecutive slots and return the last token's logits of each."""
+        if self._graph is None:
+            raise RuntimeError("this runtime is closed")
+        rows = len(token_ids)
+        lengths = [self.cache.lengths[slot + row] for row in range(rows)]
+        longest = max(map(len, token_ids))
+        self._reserve(slot + rows, max(lengths) + longest)
+        if self._bound != (slot, rows):
+            size = self.config.n_head * self.cache.capacity
+            self._graph.bind(
+                [buffer._slice(slot * size, (slot + rows) * size) for buffer in self._buffers]
+            )
+            self._bound = slot, rows
+        padded = np.zeros((rows, longest), np.int64)
+        for row, tokens in enumerate(token_ids):
+            padded[row, : len(tokens)] = tokens
+        last = np.array([row * longest + len(t) - 1 for row, t in enumerate(token_ids)], np.int64)
+        output = self._graph.run(padded, np.array(lengths, np.int64), last)
+        for row, tokens in enumerate(token_ids):
+            self.cache.lengths[slot + row] += len(tokens)
+        return output
+
+    def move(self, source: int, target: int) -> None:
+        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+        length, capacity, heads = (
+            self.cache.lengths[source],
+            self.cache.capacity,
+            self.config.n_head,
+        )
+        rows = (np.arange(heads)[:, None] * capacity + np.arange(length)).reshape(-1)
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            read, write = (
+                paddle.to_tensor(rows + at * heads * capacity, place=self._place)
+                for at in (source, target)
+            )
+            for buffer in self._buffers:
+                buffer.scatter_(write, paddle.gather(buffer, read))
+        self.cache.lengths[target], self.cache.lengths[source] = length, 0
+
+    def close(self) -> None:
+        """Free the model and its buffers."""
+        self._graph = None
+        self._buffers.clear()
+
+    def _reserve(self, slots: int, capacity: int) -> None:
+        """Grow the buffers if they must hold more, keeping what they hold."""
+        old_slots, old_capacity = self.cache.slots, self.cache.capacity
+        if not self.cache.grow(slots, capacity):
+            return
+        self._bound = None
+        heads, width = self.config.n_head, self.config.head_dim
+        shape = [self.cache.slots, heads, self.cache.capacity, width]
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            if not self._buffers:
+                self._buffers = [
+                    self._zeros(shape).reshape([-1, width]) for _ in range(2 * self.config.n_layer)
+                ]
+                return
+            for i, buffer in enumerate(self._buffers):
+                grown = buffer.reshape([old_slots, heads, old_capacity, width])
+                for axis, size in ((2, self.cache.capacity), (0, self.cache.slots)):
+                    extra = [*grown.shape]
+                    extra[axis] = size - extra[axis]
+                    if extra[axis]:
+                        grown = paddle.concat([grown, self._zeros(extra)], axis=axis)
+                self._buffers[i] = grown.reshape([-1, width])
+
+    def _zeros(self, shape: list[int]) -> Tensor:
+        """Zeros, since 0 weights times NaN left in fresh memory would still be NaN."""
+        return paddle.to_tensor(np.zeros(shape, self._dtype), place=self._place)

@@ -1,0 +1,128 @@
+"""The Taskflow task: PaddleNLP's lifecycle over CodeGenerator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddlenlp.taskflow.task import Task
+
+from paddlenlp_codegen_task.export import paddle_graph
+from paddlenlp_codegen_task.generation_config import check_option_names
+from paddlenlp_codegen_task.generator import CodeGenerator, Completion, option_names
+from paddlenlp_codegen_task.registry import DEFAULT
+
+usage = r"""
+           from paddlenlp import Taskflow
+           import paddlenlp_codegen_task
+
+           codegen = Taskflow("code_generation")
+           codegen("def hello_world():")
+           '''
+           ['\n    print("Hello world")']
+           '''
+
+           # Several prompts of any lengths, one text each; options at construction or per call
+           codegen(["def add(a, b):", "x ="], max_length=64, decode_strategy="greedy_search")
+
+           # A local checkpoint (Paddle, safetensors or PyTorch)
+           codegen = Taskflow("code_generation", task_path="./my_checkpoint")
+
+           # A deployed export: copy the folder that codegen.task_path() names
+           codegen = Taskflow("code_generation", task_path="./exported", is_static_model=True)
+         """
+
+# Keyword arguments that Taskflow adds by itself, and users' ones that PaddleNLP's Task takes.
+_ADDED = ("task_class", "task_flag", "priority_path")
+_OF_TASK = ("device_id", "task_path", "is_static_model", "from_hf_hub")
+
+
+class CodeGenerationTask(Task):  # type: ignore[misc]
+    """Completes code with CodeGen.
+
+    Args:
+        task: "code_generation".
+        model: one of the registered models.
+        kwargs: task_path, is_static_model, from_hf_hub and device_id as in every Taskflow task,
+            and the options of `CodeGenerator.from_pretrained`, which are the defaults of calls.
+    """
+
+    def __init__(self, task: str, model: str, **kwargs: Any) -> None:
+        options = {k: v for k, v in kwargs.items() if k not in (*_ADDED, *_OF_TASK)}
+        check_option_names(options, [*option_names(), *_OF_TASK])
+        is_static_model = kwargs.pop("is_static_model", False)
+        # Task would look for one *.pdmodel or *.json file, and an export has several of the latter.
+        super().__init__(task=task, model=model, **kwargs)
+        self._task_path: str
+        self.is_static_model = is_static_model
+        if is_static_model and not self._custom_model:
+            raise ValueError("is_static_model=True needs task_path, the folder of an export")
+        self._usage = usage
+        self._options = options
+        self._options.setdefault("device", _device(kwargs.get("device_id", 0)))
+        self._construct_model(model)
+        self._construct_tokenizer(model)
+        self._construct_input_spec()
+
+    def _construct_model(self, model: str) -> None:
+        """Load the model, exporting it to a static graph the first time."""
+        options = {**self._options, "home_path": self._home_path}
+        if self.is_static_model:
+            self._generator = CodeGenerator.from_export(self._task_path, **options)
+        elif self._custom_model:
+            self._generator = CodeGenerator.from_pretrained(
+                self._task_path, from_hf_hub=self.from_hf_hub, **options
+            )
+        else:
+            name = None if model == DEFAULT else model
+            self._generator = CodeGenerator.from_pretrained(
+                name, from_hf_hub=self.from_hf_hub and name is not None, **options
+            )
+        self.model = self._generator.name
+        self._task_path = str(self._generator.folder)
+
+    def _construct_tokenizer(self, model: str) -> None:
+        """Take the tokenizer that belongs to the model."""
+        self._tokenizer = self._generator.tokenizer
+
+    def _construct_input_spec(self) -> None:
+        """Describe the inputs of the static graph."""
+        config = self._generator.config
+        dtype = self._generator.dtype
+        spec = paddle.static.InputSpec
+        self._input_spec = [
+            spec([None, None], "int64", "token_ids"),
+            spec([None], "int64", "past_lengths"),
+            spec([None], "int64", "output_rows"),
+            *(
+                spec([None, config.head_dim], dtype, name)
+                for name in paddle_graph.input_names(config)[3:]
+            ),
+        ]
+
+    def _preprocess(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
+        """Take what the task was called with: one prompt, or one list of prompts."""
+        if len(inputs) != 1:
+            raise TypeError(f"pass one prompt or one list of prompts, got {len(inputs)} arguments")
+        return {"text": inputs[0]}
+
+    def _run_model(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Complete the prompts."""
+        inputs["completions"] = self._generator.generate(inputs["text"], **options)
+        return inputs
+
+    def _postprocess(self, inputs: dict[str, Any]) -> list[str] | list[list[str]]:
+        """One text a prompt, in order; a list of texts if several sequences were asked for."""
+        completions: list[list[Completion]] = inputs["completions"]
+        texts = [[completion.text for completion in of_prompt] for of_prompt in completions]
+        if all(len(of_prompt) == 1 for of_prompt in texts):
+            return [of_prompt[0] for of_prompt in texts]
+        return texts
+
+
+def _device(device_id: int) -> str:
+    """Where Taskflow has decided to run; device_id -1 is the CPU."""
+    current = str(paddle.get_device())
+    if device_id == -1 or not current.startswith(("cpu", "gpu")):
+        return "cpu"
+    return current

@@ -1,0 +1,252 @@
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
+
+SEED = "\nclass|\ndef|\n#|\n@|\nprint|\nif"  # as PaddleNLP's taskflow/code_generation.py has it
+
+FRAGMENTS = [*"\n#@ x'\"ab\r\t\x1c", "\n", "\n#", "\n@", "class", "def", "print", "if", "cl", "pr"]
+FRAGMENTS += ["汉", "é", "ſ", "K", "😀", "\u2028", "    return", "\n\n", "d", "ef", "i", "f"]
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=14)
+
+ESCAPES = [
+    r"\s",
+    r"\S",
+    r"\w",
+    r"\W",
+    r"\d",
+    "[ab]",
+    "[^a]",
+    "[^\n]",
+    "[#-a]",
+    ".",
+    r"\n",
+    "é",
+    "k",
+]
+ANCHORS = ["^", "$", r"\A", r"\Z", r"\b", r"\B"]
+GROUPS = ["(?:{})", "({})", "(?={})", "(?!{})", "(?<={})", "(?<!{})"]
+GROUPS += ["(?i:{})", "(?m:{})", "(?s:{})", "(?a:{})"]
+REFERENCES = [r"\1", "(?(1)a|b)", "(?(1)#)"]
+CHOICES = ["(?:", "("]
+QUANTIFIERS = ["*", "+", "?", "{2}", "{0,2}", "*?", "+?", "??", "{1,2}?"]
+if sys.version_info >= (3, 11):
+    GROUPS.append("(?>{})")
+    CHOICES.append("(?>")
+    QUANTIFIERS += ["*+", "++", "?+"]
+
+leaves = st.one_of(
+    st.sampled_from([re.escape(one) for one in "a b\nx#"]),
+    st.sampled_from([re.escape(one) for one in FRAGMENTS]),
+    st.sampled_from(ESCAPES),
+    st.sampled_from(ANCHORS),
+    st.sampled_from(REFERENCES),
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=2, max_size=4).map("".join),
+        st.lists(inner, min_size=2, max_size=3).map("|".join).map("(?:{})".format),
+        st.builds(str.format, st.sampled_from(GROUPS), inner),
+        st.builds("{0}{1}{2}|{1})".format, st.sampled_from(CHOICES), leaves, inner),
+        st.builds("(?:{}){}".format, inner, st.sampled_from(QUANTIFIERS)),
+    ),
+    max_leaves=10,
+)
+
+
+def compiles(pattern: str) -> bool:
+    # Python 3.11's re raises SystemError for a group within a possessive repeat.
+    if re.search(r"[*+?]\+", pattern) and re.search(r"\((?!\?)", pattern):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+generated = st.builds("".join, st.tuples(st.sampled_from(["", "", "(?m)", "(?i)", "(?s)"]), trees))
+patterns = st.one_of(
+    st.just(DEFAULT_TRUNCATION),
+    st.lists(st.sampled_from(FRAGMENTS).map(re.escape), min_size=1, max_size=4).map("|".join),
+    generated.filter(compiles),
+    st.lists(generated.filter(compiles), min_size=1, max_size=3),
+)
+
+
+def reference(pattern: str | Sequence[str], text: str) -> str:
+    several = [pattern] if isinstance(pattern, str) else pattern
+    return min((re.split(one, text)[0] for one in several), key=len).rstrip()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            '\n    print("Hello World")\n\nhello_world()\n\n# x',
+            '\n    print("Hello World")\n\nhello_world()',
+        ),
+        ("\n    return 1\n\n\nclass A:", "\n    return 1"),
+        ("\n    return 1\n    # why\n", "\n    return 1\n    # why"),
+        ("    x\nprinter", "    x"),
+        ("\n\nif x", ""),
+        ("", ""),
+        ("no match \t\r\n\x1c\u3000", "no match"),
+    ],
+)
+def test_truncates_as_the_seed_did(text: str, kept: str):
+    assert Truncator().truncate(text) == kept == re.split(SEED, text)[0].rstrip()
+
+
+def test_none_keeps_the_whole_text():
+    truncator = Truncator(None)
+    assert truncator.truncate("a\n#  ") == "a\n#  "
+    assert truncator.decided("a\n#  ") is None
+    scanner = truncator.scanner()
+    scanner.feed("a ")
+    assert scanner.settled == "a "
+
+
+def test_several_patterns_cut_at_the_first_of_any():
+    truncator = Truncator(["(?i)stop", r"(?m)^(#)\1"])
+    assert truncator.truncate("ab\n## Stop") == "ab"
+    assert truncator.truncate("ab StoP\n##") == "ab"
+
+
+@pytest.mark.parametrize("wrong", [5, b"x", ["a", 3], {"a"}, re.compile("x"), True])
+def test_wrong_type(wrong: object):
+    with pytest.raises(TypeError, match="truncation must be"):
+        Truncator(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("a(", "unterminated subpattern"),
+        (["a", "*"], "nothing to repeat"),
+        ("(?<=a*)b", "look-behind requires fixed-width"),
+        ("x{99999999999}", "too large"),
+        ("", "is empty"),
+        ([], "is empty"),
+        (["a", ""], "is empty"),
+    ],
+)
+def test_invalid_pattern(wrong: str | list[str], reason: str):
+    with pytest.raises(ValueError, match=f"^truncation: .*{reason}") as caught:
+        Truncator(wrong)
+    assert "\n" not in str(caught.value)
+
+
+ATOMIC = [
+    (r"\n(?>#+)x", "a\n##", None),
+    ("(?>ab.z|a)b", "xab", "cdef"),  # of "xabbz" it is no match
+    (["(?>a(?!.*z)|ab)c", "d"], "abcd", None),
+]
+if sys.version_info < (3, 11):
+    ATOMIC.clear()
+
+
+# Each row: a pattern, a text not decided yet, and what more decides it (None: nothing does).
+@pytest.mark.parametrize(
+    ("pattern", "text", "more"),
+    [
+        (DEFAULT_TRUNCATION, "a\nprin", "t"),
+        (DEFAULT_TRUNCATION, "a\n", "#"),
+        (DEFAULT_TRUNCATION, "a\ndeclass\ni", "f"),
+        ("a.*z|b", "a b", "\n"),  # a longer text may match further left
+        ("a.*z|b", "a b", "z"),
+        ("\n\n\n|\n#", "a\n\n", "#"),
+        (r"\bif\b", "x if", " "),
+        (r"\n(?=\S)", "a\n", "b"),
+        (r"\n(?!\s)", "a\n", "b"),
+        (r"\n(?=def|if)", "a\n", "if x"),
+        (r"(?m)^\S", "a"[:0], "b"),
+        (r"(?m)^#$", "a\n#", "\n\n"),
+        (r"(?<=\n)#", "a\n", "#"),
+        # Anchors and lookbehind beyond the end are not known yet.
+        ("(?m)a.*\n^b|c", "a c", "\nb"),
+        (r"a.*\n(?<=\n)b|c", "a c", "\nb"),
+        ("(?s)a.*z|b", "a\nb", "z"),
+        (r"end\Z", "end", None),
+        ("end$", "end", None),
+        (r"('|\")\1", "''", None),
+        (r"(a)?(?(1)b|c)", "ab", None),
+        (["\n#", r"b.*z"], "a b\n", "#"),
+        (["#", r"(b)\1"], "a#c", None),
+        *ATOMIC,
+    ],
+)
+def test_decides_at_once(pattern: str | list[str], text: str, more: str | None):
+    truncator = Truncator(pattern)
+    assert truncator.decided(text) is None
+    if more is not None:
+        assert truncator.decided(text + more) == reference(pattern, text + more)
+
+
+@settings(max_examples=500, deadline=None)
+@given(patterns, texts)
+def test_a_decision_is_never_changed_by_more_text(pattern: str | list[str], pieces: list[str]):
+    truncator = Truncator(pattern)
+    scanner = truncator.scanner()
+    decision, settled, text = None, "", ""
+    for piece in pieces:
+        text += piece
+        fed = scanner.feed(piece)
+        kept = truncator.truncate(text)
+        assert scanner.text == text
+        assert kept == reference(pattern, text)
+        assert fed == truncator.decided(text)
+        assert decision is None or fed == decision == kept
+        assert kept.startswith(settled)
+        assert scanner.settled.startswith(settled)
+        decision, settled = fed, scanner.settled
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.text("ab#\n", min_size=1, max_size=4), min_size=1, max_size=4), texts)
+def test_literals_are_decided_at_the_first_chance(literals: list[str], pieces: list[str]):
+    pattern = "|".join(map(re.escape, literals))
+    text = "".join(pieces)
+    assume("z" not in text)
+    truncator = Truncator(pattern)
+    continuations = ["z", *(one[n:] for one in literals for n in range(len(one)))]
+    changes = any(
+        truncator.truncate(text + one) != truncator.truncate(text) for one in continuations
+    )
+    assert (truncator.decided(text) is None) == changes
+
+
+@settings(max_examples=500, deadline=None)
+@given(texts)
+def test_default_is_decided_at_the_first_chance(pieces: list[str]):
+    truncator = Truncator()
+    scanner = truncator.scanner()
+    scanner.feed("")
+    continuations = [
+        "z",
+        *FRAGMENTS,
+        "\nclass",
+        "lass",
+        "rint",
+        "\nif",
+        "f",
+        "ass",
+        "ss",
+        "s",
+        "nt",
+        "t",
+    ]
+    for piece in pieces:
+        fed = scanner.feed(piece)
+        kept = truncator.truncate(scanner.text)
+        changes = any(truncator.truncate(scanner.text + one) != kept for one in continuations)
+        assert (fed is None) == changes

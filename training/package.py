@@ -1,0 +1,112 @@
+"""Write the built-in model's folder from a checkpoint: config, tokenizer, float16 weights."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from model import LAYER_NORM_EPSILON, CodeGen, Shape, to_hugging_face
+from safetensors.torch import save_file
+from transformers import CodeGenConfig, CodeGenForCausalLM, CodeGenTokenizer, CodeGenTokenizerFast
+
+TOKENIZER_FILES = (
+    "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "tokenizer_config.json",
+)  # fmt: skip
+MAX_SIZE = 25e6  # bytes; it travels in the wheel
+TOLERANCE = 1e-4  # of a logit, against transformers, both in float32
+
+README = """# The built-in model
+
+A CodeGen of {parameters:.1f} M parameters that ships with the package, so that tests, demos and a
+first try need no download. It is for those only: for real work use Salesforce/codegen-350M-mono or
+larger.
+
+- Architecture: CodeGen, {n_layer} layers, n_embd {n_embd}, {n_head} heads, rotary_dim {rotary_dim},
+  context {n_positions}, vocabulary {vocab_size}. Weights in float16.
+- Corpus: the standard library of Python 3.11 (PSF License), without its tests and generated
+  tables, and the functions and small classes of the same source cut out; trained on
+  {tokens:.1f} M tokens. The modules ctypes, importlib, dataclasses, mailbox, calendar, site, lzma,
+  glob, imghdr and _markupbase were held out.
+- Made by the scripts in `training/`, which say how.
+"""
+
+
+def config_of(shape: Shape, end_of_text: int) -> CodeGenConfig:
+    return CodeGenConfig(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.n_positions,
+        n_ctx=shape.n_positions,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        rotary_dim=shape.rotary_dim,
+        activation_function="gelu_new",
+        layer_norm_epsilon=LAYER_NORM_EPSILON,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        tie_word_embeddings=False,
+        architectures=["CodeGenForCausalLM"],
+        torch_dtype="float16",
+    )
+
+
+@torch.no_grad()
+def check(folder: Path, ours: CodeGen) -> None:
+    """Raise unless transformers loads `folder` and gives our logits."""
+    theirs = CodeGenForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    text = "def area(r):\n    import math\n    return math.pi * r ** 2\n\n\n\t\tclass Ünïcode:\n"
+    encoded = CodeGenTokenizer.from_pretrained(folder).encode(text)
+    fast = CodeGenTokenizerFast.from_pretrained(folder)
+    if fast.encode(text) != encoded or fast.decode(encoded) != text:
+        raise ValueError("the tokenizers disagree, or do not give a text back")
+    ids = torch.tensor(encoded + list(range(0, ours.shape.vocab_size, 16)))[None]
+    difference = (ours(ids) - theirs(ids).logits).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ValueError(f"logits differ from transformers' by {difference}")
+    print(f"largest difference of a logit from transformers': {difference:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
+    parser.add_argument("tokenizer", type=Path, help="folder of tokenizer.py")
+    parser.add_argument("out", type=Path, help="folder to write, replaced if it is there")
+    options = parser.parse_args()
+
+    state = torch.load(options.checkpoint, weights_only=False)
+    shape = Shape(**state["shape"])
+    half = {name: tensor.half() for name, tensor in state["weights"].items()}
+    partial = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(options.tokenizer / name, partial / name)
+    end_of_text = CodeGenTokenizer.from_pretrained(partial).eos_token_id
+    config_of(shape, end_of_text).save_pretrained(partial)
+    # The metadata is what transformers and paddlenlp look at before they trust the layout.
+    save_file(to_hugging_face(half, shape), partial / "model.safetensors", {"format": "pt"})
+    (partial / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+    parameters = sum(tensor.numel() for tensor in half.values()) / 1e6
+    readme = README.format(parameters=parameters, tokens=state["tokens"] / 1e6, **state["shape"])
+    (partial / "README.md").write_text(readme, encoding="utf-8")
+
+    ours = CodeGen(shape).eval()
+    ours.load_state_dict({name: tensor.float() for name, tensor in half.items()})
+    check(partial, ours)
+    size = sum(file.stat().st_size for file in partial.iterdir())
+    if size > MAX_SIZE:
+        raise ValueError(f"{size} bytes are more than {MAX_SIZE:.0f}")
+    # A folder cannot be renamed onto one with files in it: move the old one aside first.
+    old = options.out.with_name(options.out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if options.out.exists():
+        os.replace(options.out, old)
+    os.replace(partial, options.out)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"{options.out}: {parameters:.2f} M parameters, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
