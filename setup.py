@@ -33,7 +33,7 @@ setup(
         "paddlenlp>=2.8.1,<=3.0.0b4",
         *PADDLENLP_PINS,
         "filelock",
-        "huggingface_hub",
+        "huggingface_hub<1",
         "numpy<2",
         "safetensors",
         "tokenizers",

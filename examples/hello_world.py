@@ -1,6 +1,7 @@
 """Completes one prompt with the best model that is here."""
 
-import paddlenlp_codegen_task  # noqa: F401  (registers the task; first, for Paddle 2.6's sake)
+# isort: off  (on Paddle 2.6 this import has to come before paddlenlp's)
+import paddlenlp_codegen_task  # noqa: F401  (registers the task)
 from paddlenlp import Taskflow
 
 codegen = Taskflow("code_generation")

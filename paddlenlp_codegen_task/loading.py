@@ -16,7 +16,7 @@ from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.model import hub, reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, TOKENIZER_FILES
+from paddlenlp_codegen_task.model.names import CONFIG_FILES, DEFAULT_MODEL, TOKENIZER_FILES
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime.base import Runtime, prefill
@@ -227,7 +227,7 @@ def _export(
     from paddlenlp_codegen_task.export import paddle_graph
 
     logger.info("exporting %s to a static graph", source)
-    for name in ("config.json", *TOKENIZER_FILES):
+    for name in (*CONFIG_FILES, *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     paddle_graph.save_graph(weights, folder, _DTYPES[precision])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlenlp_codegen_task.model.names import CONFIG_FILES
+
 # Checkpoints store qkv_proj as the training run was sharded over 4 TPU cores (mp_num in
 # https://github.com/salesforce/CodeGen, jaxformer/hf/codegen/modeling_codegen.py).
 MP_NUM = 4
@@ -96,14 +98,14 @@ class CodeGenConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> CodeGenConfig:
-        """Read `folder`/config.json.
+        """Read config.json, or model_config.json as PaddleNLP wrote it before 2.5.
 
         Raises:
-            FileNotFoundError: there is no config.json.
-            ValueError: it is not JSON, or not a CodeGen configuration.
+            FileNotFoundError: `folder` has neither.
+            ValueError: the file is not JSON, or not a CodeGen configuration.
         """
-        path = folder / "config.json"
-        if not path.is_file():
+        path = next((folder / one for one in CONFIG_FILES if (folder / one).is_file()), None)
+        if path is None:
             raise FileNotFoundError(f"{folder} has no config.json: not a CodeGen checkpoint folder")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -112,6 +114,15 @@ class CodeGenConfig:
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a JSON object")
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(_flatten(values))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder}: {error}") from None
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Lift the constructor arguments of PaddleNLP's older model_config.json to the top."""
+    inner: dict[str, Any] = {}
+    for arguments in values.get("init_args") or []:
+        if isinstance(arguments, dict):
+            inner |= _flatten(arguments)
+    return {**inner, **{name: value for name, value in values.items() if name != "init_args"}}

@@ -182,7 +182,7 @@ def _download(source: _Source) -> Path:
     if weights is None or not all(_transfer(source, shard) for shard in _shards(weights)):
         raise _Lacking(f"{source.label} lacks its weights, or some of them")
     if not _complete(config.parent):
-        raise _Lacking(f"{source.label} lacks its vocabulary, or sent a damaged configuration")
+        raise _Lacking(f"{source.label} lacks its vocabulary")
     return config.parent
 
 
@@ -241,24 +241,9 @@ def _complete(folder: Path) -> bool:
     if weights is None or not (has("tokenizer.json") or has("vocab.json", "merges.txt")):
         return False
     try:
-        _standardize_config(folder)
-        return has("config.json", *_shards(weights))
+        return any(map(has, names.CONFIG_FILES)) and has(*_shards(weights))
     except OSError:
         return False
-
-
-def _standardize_config(folder: Path) -> None:
-    """Write config.json from PaddleNLP's older model_config.json, as PaddleNLP 2.5 did itself."""
-    config, legacy = folder / "config.json", folder / "model_config.json"
-    if config.is_file():
-        return
-    values = _read_object(legacy)
-    for arguments in values.pop("init_args", []):  # of the constructor; the model's among them
-        values = {**arguments, **values} if isinstance(arguments, dict) else values
-    values["architectures"] = [values.pop("init_class", "CodeGenForCausalLM")]
-    draft = folder / f".config.{os.getpid()}.{threading.get_ident()}"
-    draft.write_text(json.dumps({"model_type": "codegen", **values}, indent=2), encoding="utf-8")
-    draft.replace(config)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
