@@ -1,6 +1,7 @@
 """Completes one prompt with the best model that is here."""
 
-# isort: off  (on Paddle 2.6 this import has to come before paddlenlp's)
+# The order matters: Paddle 2.6 needs this package imported before paddlenlp.
+# isort: off
 import paddlenlp_codegen_task  # noqa: F401  (registers the task)
 from paddlenlp import Taskflow
 
