@@ -148,6 +148,8 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
                 "export again from the weights"
             )
     precision = str(made_from.get("precision"))
+    if precision not in _DTYPES:
+        raise store.ExportError(f"{folder} has precision {precision!r}, unknown to this version")
     if options.precision not in ("auto", precision):
         raise ValueError(
             f"precision: {folder} was exported as {precision!r}, not {options.precision!r}"

@@ -82,18 +82,20 @@ def write_safetensors(
     `layout` "pt" writes what transformers does, "np" and "pd" what PaddleNLP does: linear weights
     as [in, out], and bfloat16 in arrays of uint16.
     """
-    import torch
-    from safetensors.numpy import save_file
-    from safetensors.torch import save_file as save_torch_file
 
     def save(part: dict[str, np.ndarray], path: Path) -> None:
         if layout == "pt":
+            import torch
+            from safetensors.torch import save_file as save_torch_file
+
             save_torch_file(
                 {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in part.items()},
                 path,
                 metadata={"format": "pt"},
             )
         else:
+            from safetensors.numpy import save_file
+
             arrays = {k: _numpy_as(transposed(k, v), dtype) for k, v in part.items()}
             save_file(arrays, path, metadata={"format": layout})
 

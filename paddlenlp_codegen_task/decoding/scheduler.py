@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Rows
 
 from paddlenlp_codegen_task.decoding.sequence import Sequence
-from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput, decode, prefill
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput, decode, prefill
 
-# Prompts are run together if padding them to the longest adds at most this share of work, or if
-# all of them with padding are few tokens: then reading the weights is what a step costs.
+# Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
+# share of work, or if all with padding are few tokens: then a step costs reading the weights.
 PADDING_SHARE = 0.25
 SMALL_PREFILL = 64
 
@@ -38,6 +38,7 @@ def run(
         append: gives a sequence its token, setting finish_reason if it is done.
     """
     waiting = deque(sequences)
+    runtime.reset(min(batch_size, len(waiting)))
     running: list[Sequence] = []
     while waiting or running:
         while waiting and len(running) < batch_size:
@@ -62,7 +63,8 @@ def _next_group(waiting: deque[Sequence], room: int) -> list[Sequence]:
         length = len(waiting[0].prompt_ids)
         longest, total = max(longest, length), total + length
         padded = longest * (len(group) + 1)
-        if padded > max((1 + PADDING_SHARE) * total, SMALL_PREFILL):
+        worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
+        if not worthwhile or padded > PREFILL_CHUNK:
             break
         group.append(waiting.popleft())
     return group

@@ -23,6 +23,8 @@ from filelock import FileLock
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
 
 class ExportError(RuntimeError):
     """An export cannot be made or used; the message says why in one line."""
@@ -90,6 +92,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version, files = manifest["version"], manifest["files"]
         expected = {str(name): (int(of["size"]), str(of["sha256"])) for name, of in files.items()}
+        manifest["made_from"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ExportError(f"{path} is damaged; export again") from None
     if version != MANIFEST_VERSION:
@@ -156,7 +159,7 @@ def _explained(root: Path, needed: int) -> Iterator[None]:
                 f"no space left for an export of about {needed / 1e6:,.0f} MB in {root}: free "
                 'some, or pass home_path="a folder on another disk"'
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _NOT_WRITABLE:
             raise ExportError(
                 f'cannot write exports to {root} ({error.strerror}); pass home_path="a folder '
                 'that can be written"'

@@ -41,6 +41,9 @@ class Runtime(Protocol):
     config: CodeGenConfig
     cache: KVCache
 
+    def reset(self, slots: int) -> None:
+        """Forget all sequences; `slots` new ones are expected to run at once."""
+
     def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each.
 

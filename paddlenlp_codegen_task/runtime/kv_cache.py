@@ -25,6 +25,11 @@ class KVCache:
     capacity: int = 0
     lengths: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
+    def reset(self, slots: int) -> None:
+        """Forget all sequences; make room for `slots` new ones, each as short as it turns out."""
+        self.slots, self.capacity = slots, 0
+        self.lengths.clear()
+
     def grow(self, slots: int, capacity: int) -> bool:
         """Make room for `slots` sequences of `capacity` tokens; say whether the buffers change.
 

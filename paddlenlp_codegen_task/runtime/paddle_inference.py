@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,12 +91,26 @@ class StaticGraph:
         return StepOutput(candidates.copy_to_cpu(), candidate_ids.copy_to_cpu(), logits.copy_to_cpu)
 
 
+def _let_mkl_use_avx2() -> None:
+    """Make the MKL of Paddle's wheels (2019) use AVX2 on a CPU that is not Intel's.
+
+    It falls back to SSE there: batches then run at half the speed. MKL reads this variable, which
+    that version has and later ones ignore, when it computes its first product.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        about = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        if "AuthenticAMD" in about and " avx2 " in about:
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+
 def _inference_config(folder: Path, device_id: int | None, num_threads: int) -> Any:
     program = next(
         path for path in map(folder.joinpath, paddle_graph.PROGRAM_FILES) if path.is_file()
     )
     config = paddle.inference.Config(str(program), str(folder / paddle_graph.PARAMETERS_FILE))
     if device_id is None:
+        _let_mkl_use_avx2()
         config.disable_gpu()
         # Off: in float32 it is slower than the plain kernels at batch 1, and its bfloat16 does not
         # give float32's tokens (docs/static_graph.md has the figures).
@@ -162,6 +177,11 @@ class PaddleRuntime:
         self._buffers: list[Tensor] = []
         self._bound: tuple[int, int] | None = None
 
+    def reset(self, slots: int) -> None:
+        """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
+        self.cache.reset(slots)
+        self._bound = None
+
     def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._graph is None:
@@ -216,20 +236,25 @@ class PaddleRuntime:
         heads, width = self.config.n_head, self.config.head_dim
         shape = [self.cache.slots, heads, self.cache.capacity, width]
         with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            if not self._buffers:
-                self._buffers = [
-                    self._zeros(shape).reshape([-1, width]) for _ in range(2 * self.config.n_layer)
-                ]
+            if (
+                not old_capacity
+            ):  # nothing to keep: what was allocated before serves if it is enough
+                if not self._buffers or self._buffers[0].shape[0] < math.prod(shape[:3]):
+                    self._buffers.clear()
+                    self._buffers = [self._zeros(shape) for _ in range(2 * self.config.n_layer)]
                 return
             for i, buffer in enumerate(self._buffers):
-                grown = buffer.reshape([old_slots, heads, old_capacity, width])
+                used = buffer._slice(0, old_slots * heads * old_capacity)
+                grown = used.reshape([old_slots, heads, old_capacity, width])
                 for axis, size in ((2, self.cache.capacity), (0, self.cache.slots)):
                     extra = [*grown.shape]
                     extra[axis] = size - extra[axis]
                     if extra[axis]:
-                        grown = paddle.concat([grown, self._zeros(extra)], axis=axis)
+                        room = self._zeros(extra).reshape(extra)
+                        grown = paddle.concat([grown, room], axis=axis)
                 self._buffers[i] = grown.reshape([-1, width])
 
     def _zeros(self, shape: list[int]) -> Tensor:
-        """Zeros, since 0 weights times NaN left in fresh memory would still be NaN."""
-        return paddle.to_tensor(np.zeros(shape, self._dtype), place=self._place)
+        """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
+        flat = [math.prod(shape[:3]), shape[3]]
+        return paddle.to_tensor(np.zeros(flat, self._dtype), place=self._place)
