@@ -172,6 +172,8 @@ class CodeGenerator:
             token_ids = self.tokenizer.encode(text)
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
+        if not token_ids:
+            raise ValueError(f"prompt {number}: the tokenizer knows none of its characters")
         if len(token_ids) <= room:
             return token_ids
         if config.prompt_overflow == "truncate_left":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -117,6 +118,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
             options.home / "taskflow" / "code_generation" / name,
             {
                 "weights": weights.identity(),
+                "files": _files_identity(folder),
                 "engine": "paddle",
                 "precision": precision,
                 **paddle_inference.versions(),
@@ -133,8 +135,13 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ExportError: it is damaged, or made for another engine, version or precision.
+        ExportError: it is damaged, or made for another engine or version.
+        ValueError: an option asks for what an export cannot do.
     """
+    if not options.static_mode:
+        raise ValueError("static_mode=False needs a checkpoint: an export has only the graph")
+    if options.from_hf_hub:
+        raise ValueError("from_hf_hub=True needs a checkpoint's name: an export is a folder here")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"task_path: there is no folder {folder}")
@@ -182,6 +189,8 @@ def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> 
     if folder.is_dir() and not options.from_hf_hub:
         return folder.resolve().name, folder
     if not isinstance(name_or_path, str) or _is_path(name_or_path):
+        if options.from_hf_hub:
+            raise ValueError(f"from_hf_hub=True needs a repository's name, got the path {folder}")
         raise FileNotFoundError(f"task_path: there is no folder {folder}")
     found = hub.fetch(name_or_path, from_hf_hub=options.from_hf_hub, home=options.home)
     return name_or_path, found
@@ -217,6 +226,21 @@ def _load_runtime(
     return paddle_inference.PaddleRuntime(graph, config, device_id, _DTYPES[precision])
 
 
+def _copied_files(folder: Path) -> list[Path]:
+    """What an export takes from its checkpoint beside the weights."""
+    paths = [folder / name for name in (*CONFIG_FILES, *TOKENIZER_FILES)]
+    return [path for path in paths if path.is_file()]
+
+
+def _files_identity(folder: Path) -> str:
+    """Hex digest of the files that an export copies: it must not outlive a change in them."""
+    digest = hashlib.sha256()
+    for path in _copied_files(folder):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _export(
     folder: Path,
     *,
@@ -229,9 +253,8 @@ def _export(
     from paddlenlp_codegen_task.export import paddle_graph
 
     logger.info("exporting %s to a static graph", source)
-    for name in (*CONFIG_FILES, *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for path in _copied_files(source):
+        shutil.copyfile(path, folder / path.name)
     paddle_graph.save_graph(weights, folder, _DTYPES[precision])
     token_ids = [i * 7919 % weights.config.vocab_size for i in range(1, 9)]
     runtime = load(folder, precision=precision)

@@ -68,7 +68,9 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         """Load the model, exporting it to a static graph the first time."""
         options = {**self._options, "home_path": self._home_path}
         if self.is_static_model:
-            self._generator = CodeGenerator.from_export(self._task_path, **options)
+            self._generator = CodeGenerator.from_export(
+                self._task_path, from_hf_hub=self.from_hf_hub, **options
+            )
         elif self._custom_model:
             self._generator = CodeGenerator.from_pretrained(
                 self._task_path, from_hf_hub=self.from_hf_hub, **options

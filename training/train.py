@@ -19,7 +19,7 @@ import torch
 from model import CodeGen, Shape
 from torch import Tensor, nn
 
-END_OF_TEXT_ID = 8000
+END_OF_TEXT_ID = 8000  # the id after tokenizer.py's BPE_ENTRIES
 FINAL_RATE = 0.1  # share of the peak learning rate at the end
 CLIP = 1.0  # largest norm of the gradient
 

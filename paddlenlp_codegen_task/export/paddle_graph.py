@@ -6,6 +6,7 @@ the weights are streamed beside it in Paddle's own parameter format, one tensor 
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from paddle.base.proto import framework_pb2
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights, rotary_tables
 
-GRAPH_VERSION = 1  # part of an export's key: raise it with every change of `step` or its files
+GRAPH_VERSION = 2  # part of an export's key: raise it with every change of `step` or its files
 PROGRAM_FILES = ("model.json", "model.pdmodel")  # of Paddle 3 and Paddle 2
 PARAMETERS_FILE = "model.pdiparams"
 
@@ -82,9 +83,7 @@ def step(
         def weight(name: str, layer: int = layer) -> Tensor:
             return parameter(block_parameter(layer, name))
 
-        normed = F.layer_norm(
-            hidden, config.n_embd, weight("ln_weight"), weight("ln_bias"), config.layer_norm_epsilon
-        )
+        normed = _layer_norm(config, hidden, weight("ln_weight"), weight("ln_bias"))
         qk, value, inner = paddle.split(
             paddle.matmul(normed, weight("w_in")),
             [2 * config.n_embd, config.n_embd, config.n_inner],
@@ -113,17 +112,18 @@ def step(
         hidden = hidden + paddle.matmul(mixed, weight("w_out")) + weight("b_out")
 
     hidden = paddle.gather(hidden.reshape([-1, config.n_embd]), output_rows)
-    hidden = F.layer_norm(
-        hidden,
-        config.n_embd,
-        parameter("ln_f_weight"),
-        parameter("ln_f_bias"),
-        config.layer_norm_epsilon,
-    )
+    hidden = _layer_norm(config, hidden, parameter("ln_f_weight"), parameter("ln_f_bias"))
     logits = paddle.matmul(hidden, parameter("lm_head_weight")) + parameter("lm_head_bias")
     logits = logits.astype("float32")
     candidates, candidate_ids = paddle.topk(logits, min(NUM_CANDIDATES, config.vocab_size))
     return candidates, candidate_ids, logits
+
+
+def _layer_norm(config: CodeGenConfig, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalize in float32, which Paddle 3 wants for float16 and which is more exact."""
+    wide = x.astype(weight.dtype)
+    normed = F.layer_norm(wide, config.n_embd, weight, bias, config.layer_norm_epsilon)
+    return normed.astype(x.dtype)
 
 
 def _write(cache: Tensor, index: Tensor, new: Tensor, cache_shape: list[Any]) -> Tensor:
@@ -161,6 +161,11 @@ def parameters(weights: FusedWeights) -> Iterator[tuple[str, Array]]:
 def block_parameter(layer: int, name: str) -> str:
     """Name of one layer's parameter; padded, since parameters are stored in alphabetical order."""
     return f"h.{layer:03d}.{name}"
+
+
+def parameter_dtype(name: str, dtype: str) -> str:
+    """Type of one parameter in a graph of `dtype`: LayerNorm's stay float32."""
+    return "float32" if re.search(r"\bln_", name) else dtype
 
 
 def parameter_shapes(config: CodeGenConfig) -> dict[str, list[int]]:
@@ -261,7 +266,9 @@ def _save_program(config: CodeGenConfig, folder: Path, dtype: str) -> None:
 
         def parameter(name: str) -> Tensor:
             if name not in declared:
-                declared[name] = paddle.static.create_parameter(shapes[name], dtype, name=name)
+                declared[name] = paddle.static.create_parameter(
+                    shapes[name], parameter_dtype(name, dtype), name=name
+                )
             return declared[name]
 
         data = paddle.static.data
@@ -299,15 +306,13 @@ def _save_parameters(file: BinaryIO, weights: FusedWeights, dtype: str) -> None:
     paddle/phi/core/framework/dense_tensor_serialize.cc: format version, number of levels of
     detail (0), tensor version, length of the description, description, data.
     """
-    description = framework_pb2.VarType.TensorDesc()
-    description.data_type = {
-        "float32": framework_pb2.VarType.FP32,
-        "float16": framework_pb2.VarType.FP16,
-    }[dtype]
-    for _, value in parameters(weights):
-        del description.dims[:]
-        description.dims.extend(value.shape)
+    codes = {"float32": framework_pb2.VarType.FP32, "float16": framework_pb2.VarType.FP16}
+    for name, value in parameters(weights):
+        stored = np.ascontiguousarray(value, parameter_dtype(name, dtype))
+        description = framework_pb2.VarType.TensorDesc(
+            data_type=codes[str(stored.dtype)], dims=value.shape
+        )
         encoded = description.SerializeToString()
         file.write(struct.pack("<IQIi", 0, 0, 0, len(encoded)))
         file.write(encoded)
-        file.write(np.ascontiguousarray(value, dtype).data)
+        file.write(stored.data)

@@ -136,7 +136,10 @@ class EagerGraph:
         self._place = _place(device_id)
         with paddle_graph.paddle_mode(static=False):
             self._parameters = {
-                name: paddle.to_tensor(np.ascontiguousarray(value, dtype), place=self._place)
+                name: paddle.to_tensor(
+                    np.ascontiguousarray(value, paddle_graph.parameter_dtype(name, dtype)),
+                    place=self._place,
+                )
                 for name, value in paddle_graph.parameters(weights)
             }
         self._caches: list[Tensor] = []
@@ -192,9 +195,10 @@ class PaddleRuntime:
         self._reserve(slot + rows, max(lengths) + longest)
         if self._bound != (slot, rows):
             size = self.config.n_head * self.cache.capacity
-            self._graph.bind(
-                [buffer._slice(slot * size, (slot + rows) * size) for buffer in self._buffers]
-            )
+            with paddle_graph.paddle_mode(static=False):
+                self._graph.bind(
+                    [buffer._slice(slot * size, (slot + rows) * size) for buffer in self._buffers]
+                )
             self._bound = slot, rows
         padded = np.zeros((rows, longest), np.int64)
         for row, tokens in enumerate(token_ids):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TINY
-from random_models import open_generator, spread_tensors, write_model
+from random_models import spread_tensors, write_model
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import store
@@ -359,6 +359,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("small"), CONFIG, spread_tensors(CONFIG))
 
 
+def open_generator(folder: Path, home_path: Path, *, static_mode: bool = True) -> CodeGenerator:
+    return CodeGenerator.from_pretrained(
+        folder, home_path=home_path, device="cpu", num_threads=1, static_mode=static_mode
+    )
+
+
 def complete(generator: CodeGenerator) -> str:
     (completion,) = generator.generate(
         [PROMPT], decode_strategy="greedy_search", max_length=12, truncation=None
@@ -466,7 +472,7 @@ import logging, sys, time
 import paddlenlp_codegen_task
 from pathlib import Path
 from paddlenlp_codegen_task.export import paddle_graph
-from random_models import open_generator
+from test_store import open_generator
 
 class Slow:
     def __init__(self, file):

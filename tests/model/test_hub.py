@@ -356,6 +356,7 @@ def test_two_processes_download_once(
         "HF_HOME": str(tmp_path),
         "HF_HUB_CACHE": constants.HF_HUB_CACHE,
         "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
     }
     processes = [
         subprocess.Popen(

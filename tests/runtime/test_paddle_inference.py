@@ -1,0 +1,205 @@
+"""KV buffers written in place: every step's logits are the reference's for each slot's history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_models import open_model, spread_tensors, write_model
+
+from paddlenlp_codegen_task.model import reference
+from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput, decode, prefill
+from paddlenlp_codegen_task.runtime.kv_cache import MIN_CAPACITY
+
+CONFIG = CodeGenConfig(
+    vocab_size=300,
+    n_positions=600,
+    n_embd=64,
+    n_layer=2,
+    n_head=4,
+    rotary_dim=8,
+    n_inner=128,
+    eos_token_id=256,
+)
+TOLERANCE = 1e-4  # of a row's largest absolute logit
+
+Expected = Callable[[list[int]], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), CONFIG, spread_tensors(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Iterator[Expected]:
+    """All logits of a history, by the numpy reference."""
+    with open_checkpoint(folder) as checkpoint:
+        weights = FusedWeights(checkpoint, CONFIG)
+        yield lambda token_ids: reference.forward(weights, token_ids)
+
+
+@pytest.fixture(scope="module", params=["static", "eager"])
+def loaded(request: pytest.FixtureRequest, folder: Path, home_path: Path) -> Iterator[Runtime]:
+    runtime = open_model(folder, home_path, static_mode=request.param == "static").runtime
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def runtime(loaded: Runtime) -> Runtime:
+    """A runtime that other sequences, as long as can be, have used before."""
+    loaded.reset(2)
+    prefill(loaded, 0, [ids(CONFIG.n_positions, 91)])
+    prefill(loaded, 1, [ids(CONFIG.n_positions, 92)])
+    loaded.reset(1)
+    return loaded
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(CONFIG.vocab_size, size=count).tolist()
+
+
+def check(output: StepOutput, rows: list[np.ndarray]) -> None:
+    found, wanted = output.logits(), np.stack(rows)
+    assert found.shape == wanted.shape
+    error = np.abs(found - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
+    assert error.max() < TOLERANCE
+    assert (output.candidate_ids[:, 0] == found.argmax(axis=1)).all()
+
+
+def test_capacity_grows_up_to_the_context_limit(runtime: Runtime, expected: Expected):
+    token_ids = ids(CONFIG.n_positions)
+    wanted = expected(token_ids)
+    begun = MIN_CAPACITY - 4
+    check(prefill(runtime, 0, [token_ids[:begun]]), [wanted[begun - 1]])
+    capacities = [runtime.cache.capacity]
+    for n in range(begun, len(token_ids)):
+        check(decode(runtime, [token_ids[n]]), [wanted[n]])
+        if runtime.cache.capacity != capacities[-1]:
+            assert n == capacities[-1]  # not before it has to
+            capacities.append(runtime.cache.capacity)
+    assert capacities == [128, 256, 512, 600]
+    with pytest.raises(ValueError, match=r"^601 tokens do not fit the context of 600$"):
+        decode(runtime, [1])
+    assert runtime.cache.lengths[0] == 600
+    check(prefill(runtime, 0, [token_ids[:9]]), [wanted[8]])  # and it still works
+
+
+@pytest.mark.parametrize("length", [127, 128, 129, 255, 256, 257, 511, 512, 513, 600])
+def test_prompts_around_the_capacities(runtime: Runtime, expected: Expected, length: int):
+    token_ids = ids(length)
+    check(prefill(runtime, 0, [token_ids]), [expected(token_ids)[-1]])
+
+
+def test_slots_and_capacity_grow_beside_running_sequences(runtime: Runtime, expected: Expected):
+    rows = [ids(length + 6, seed) for seed, length in enumerate((20, 125, 3, 254, 60, 1))]
+    wanted = [expected(row) for row in rows]
+    runtime.reset(1)
+    done = [0] * len(rows)
+
+    for slot, row in enumerate(rows):
+        done[slot] = len(row) - 6
+        check(prefill(runtime, slot, [row[:-6]]), [wanted[slot][done[slot] - 1]])
+        step = decode(runtime, [row[n] for row, n in zip(rows, done[: slot + 1], strict=False)])
+        check(step, [one[n] for one, n in zip(wanted, done[: slot + 1], strict=False)])
+        done = [n + 1 if at <= slot else n for at, n in enumerate(done)]
+    assert runtime.cache.slots >= len(rows)
+    assert runtime.cache.capacity == 512
+    assert [runtime.cache.lengths[slot] for slot in range(len(rows))] == done
+
+
+def test_right_padded_prompts_equal_those_alone(runtime: Runtime, expected: Expected):
+    rows = [ids(length + 3, seed) for seed, length in enumerate((40, 1, 7, 130))]
+    wanted = [expected(row) for row in rows]
+    check(prefill(runtime, 0, [rows[0][:-3]]), [wanted[0][-4]])
+    # Behind a running one, and each at a length of its own.
+    check(prefill(runtime, 1, [row[:-3] for row in rows[1:]]), [one[-4] for one in wanted[1:]])
+    for n in (-3, -2, -1):
+        check(decode(runtime, [row[n] for row in rows]), [one[n] for one in wanted])
+
+
+@pytest.mark.parametrize("pieces", [[300], [1] * 40, [256, 44], [100, 1, 27, 129], [255, 2, 255]])
+def test_a_prompt_in_pieces_equals_the_whole(
+    runtime: Runtime, expected: Expected, pieces: list[int]
+):
+    token_ids = ids(sum(pieces))
+    wanted, begin = expected(token_ids), 0
+    for piece in pieces:
+        output = runtime.forward(0, [token_ids[begin : begin + piece]])
+        begin += piece
+        check(output, [wanted[begin - 1]])
+
+
+def test_prefill_runs_a_long_prompt_in_chunks(
+    runtime: Runtime, expected: Expected, monkeypatch: pytest.MonkeyPatch
+):
+    lengths, forward = [], runtime.forward
+
+    def spy(slot: int, token_ids: list[list[int]]) -> StepOutput:
+        lengths.append([len(row) for row in token_ids])
+        return forward(slot, token_ids)
+
+    monkeypatch.setattr(runtime, "forward", spy)
+    token_ids = ids(2 * PREFILL_CHUNK + 10)
+    check(prefill(runtime, 0, [token_ids]), [expected(token_ids)[-1]])
+    assert lengths == [[PREFILL_CHUNK], [PREFILL_CHUNK], [10]]
+
+
+@pytest.mark.parametrize("lengths", [(5, 50, 130), (130, 50, 5)], ids=["longer", "shorter"])
+def test_a_moved_sequence_goes_on(runtime: Runtime, expected: Expected, lengths: tuple[int, ...]):
+    rows = [ids(length + 2, seed) for seed, length in enumerate(lengths)]
+    wanted = [expected(row) for row in rows]
+    for slot, row in enumerate(rows):
+        prefill(runtime, slot, [row[:-2]])
+    runtime.move(2, 0)
+    assert [runtime.cache.lengths[slot] for slot in range(3)] == [lengths[2], lengths[1], 0]
+    for n in (-2, -1):
+        check(decode(runtime, [rows[2][n], rows[1][n]]), [wanted[2][n], wanted[1][n]])
+    check(prefill(runtime, 2, [rows[0]]), [wanted[0][-1]])  # the slot left can be used again
+    assert runtime.cache.lengths[0] == lengths[2] + 2
+
+
+def test_two_runtimes_of_one_export_do_not_share_buffers(
+    folder: Path, home_path: Path, expected: Expected
+):
+    pair = [open_model(folder, home_path) for _ in range(2)]
+    assert pair[0].folder == pair[1].folder
+    rows = [ids(30, seed) for seed in range(2)]
+    wanted = [expected(row) for row in rows]
+    for one, row in zip(pair, rows, strict=True):
+        prefill(one.runtime, 0, [row[:20]])
+    for n in range(20, 30):
+        for one, row, logits in zip(pair, rows, wanted, strict=True):
+            check(decode(one.runtime, [row[n]]), [logits[n]])
+    pair[0].runtime.close()
+    check(prefill(pair[1].runtime, 0, [rows[0]]), [wanted[0][-1]])
+    pair[1].runtime.close()
+
+
+@pytest.mark.parametrize("static_mode", [True, False])
+def test_closed(folder: Path, home_path: Path, static_mode: bool):
+    runtime = open_model(folder, home_path, static_mode=static_mode).runtime
+    prefill(runtime, 0, [[1, 2, 3]])
+    runtime.close()
+    with pytest.raises(RuntimeError, match=r"^this runtime is closed$"):
+        decode(runtime, [1])
+    with pytest.raises(RuntimeError, match=r"^this runtime is closed$"):
+        prefill(runtime, 0, [[1, 2, 3]])
+    runtime.close()
+
+
+def test_whole_logits_are_a_copy_of_their_step(runtime: Runtime):
+    output = prefill(runtime, 0, [ids(5)])
+    first = output.logits()
+    kept = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(output.logits(), kept)
+    candidates = output.candidates.copy()
+    decode(runtime, [1])
+    np.testing.assert_array_equal(output.candidates, candidates)
