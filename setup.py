@@ -40,7 +40,7 @@ setup(
         "wrapt",
     ],
     extras_require={
-        "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4"],
+        "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
         "dev": [

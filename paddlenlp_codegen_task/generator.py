@@ -101,9 +101,9 @@ class CodeGenerator:
         return self._model.name
 
     @property
-    def dtype(self) -> str:
-        """Data type of the KV buffers: "float32" or "float16"."""
-        return self._model.dtype
+    def inputs(self) -> list[tuple[str, list[int | None], str]]:
+        """Name, shape (None where it varies) and dtype of the graph's inputs."""
+        return self._model.runtime.inputs
 
     @property
     def folder(self) -> Path:

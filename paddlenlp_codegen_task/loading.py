@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -27,11 +27,47 @@ logger = logging.getLogger(__name__)
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
 
-ENGINES = ("auto", "paddle")
-PRECISIONS = ("auto", "fp32", "fp16")
-_DTYPES = {"fp32": "float32", "fp16": "float16"}
-# Largest difference of an export's logits from the reference, over their standard deviation.
-_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
+# Modules that export a graph and run it; each has the functions of `Engine`.
+_MODULES = {
+    "paddle": "paddlenlp_codegen_task.runtime.paddle_inference",
+    "onnxruntime": "paddlenlp_codegen_task.runtime.onnx_inference",
+}
+ENGINES = ("auto", *_MODULES)
+PRECISIONS = ("auto", "fp32", "fp16", "int8", "int8_weight_only", "int4")
+# Largest difference of an export's logits from the reference, over their standard deviation. A
+# graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
+_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0, "int8_weight_only": 2.0, "int4": 3.0}
+
+
+class Engine(Protocol):
+    """What a module of _MODULES offers."""
+
+    PRECISIONS: tuple[str, ...]
+
+    def unsupported(self, config: CodeGenConfig) -> str | None:
+        """Why a model of these sizes cannot run, or None if it can."""
+
+    def find_device(self, device: str) -> int | None:
+        """Number of the GPU that `device` means, or None for the CPU; ValueError if none."""
+
+    def versions(self) -> dict[str, str]:
+        """What an export depends on beside the weights and the precision."""
+
+    def export_bytes(self, config: CodeGenConfig, precision: str) -> int:
+        """Size of an export on disk, about."""
+
+    def export(self, weights: FusedWeights, folder: Path, precision: str) -> None:
+        """Write the graph and its weights into `folder`."""
+
+    def load(
+        self,
+        folder: Path,
+        config: CodeGenConfig,
+        device_id: int | None,
+        num_threads: int,
+        precision: str,
+    ) -> Runtime:
+        """Load what `export` wrote."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +77,12 @@ class LoadedModel:
     Attributes:
         name: as asked for, "builtin", or the folder's name.
         folder: the export it runs from; without a static graph, its checkpoint.
-        dtype: of the KV buffers, "float32" or "float16".
     """
 
     name: str
     folder: Path
     runtime: Runtime
     tokenizer: Tokenizer
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -102,32 +136,37 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     config = CodeGenConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
     _check_vocabulary(folder, config, tokenizer)
-    from paddlenlp_codegen_task.runtime import paddle_inference
-
-    device_id = paddle_inference.find_device(options.device)
-    precision = _resolve_precision(options.precision, device_id)
-    dtype = _DTYPES[precision]
+    engine_name, engine = _choose_engine(options, config)
+    device_id = engine.find_device(options.device)
+    precision = _resolve_precision(options.precision, device_id, engine_name, engine)
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
         if not options.static_mode:
-            graph = paddle_inference.EagerGraph(weights, device_id, dtype)
-            eager = paddle_inference.PaddleRuntime(graph, config, device_id, dtype)
-            return LoadedModel(name, folder, eager, tokenizer, dtype)
-        load = partial(_load_runtime, config=config, device_id=device_id, options=options)
+            return LoadedModel(name, folder, _load_eager(weights, device_id, precision), tokenizer)
+
+        def load(export: Path) -> Runtime:
+            return engine.load(export, config, device_id, options.threads, precision)
+
+        def build(draft: Path) -> None:
+            logger.info("exporting %s to a static graph", folder)
+            for path in _copied_files(folder):
+                shutil.copyfile(path, draft / path.name)
+            engine.export(weights, draft, precision)
+            _check_export(load(draft), weights, precision)
+
         export = store.find_or_build(
             options.home / "taskflow" / "code_generation" / name,
             {
                 "weights": weights.identity(),
                 "files": _files_identity(folder),
-                "engine": "paddle",
+                "engine": engine_name,
                 "precision": precision,
-                **paddle_inference.versions(),
+                **engine.versions(),
             },
-            paddle_inference.export_bytes(config, dtype),
-            partial(_export, weights=weights, source=folder, precision=precision, load=load),
+            engine.export_bytes(config, precision),
+            build,
         )
-    runtime = load(export, precision=precision)
-    return LoadedModel(name, export, runtime, tokenizer, dtype)
+    return LoadedModel(name, export, load(export), tokenizer)
 
 
 def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
@@ -146,27 +185,49 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     if not folder.is_dir():
         raise FileNotFoundError(f"task_path: there is no folder {folder}")
     made_from = store.read_manifest(folder)["made_from"]
-    from paddlenlp_codegen_task.runtime import paddle_inference
-
-    for part, ours in {"engine": "paddle", **paddle_inference.versions()}.items():
-        if made_from.get(part) != ours:
+    engine_name, precision = str(made_from.get("engine")), str(made_from.get("precision"))
+    for option, ours in (("engine", engine_name), ("precision", precision)):
+        asked = getattr(options, option)
+        if asked not in ("auto", ours):
+            raise ValueError(f"{option}: {folder} was exported for {ours!r}, not {asked!r}")
+    if engine_name not in _MODULES:
+        raise store.ExportError(f"{folder} was exported for {engine_name!r}, an unknown engine")
+    engine = _import_engine(engine_name)
+    for part, version in engine.versions().items():
+        if made_from.get(part) != version:
             raise store.ExportError(
-                f"{folder} was exported for {part} {made_from.get(part)}, but this is {ours}: "
+                f"{folder} was exported for {part} {made_from.get(part)}, but this is {version}: "
                 "export again from the weights"
             )
-    precision = str(made_from.get("precision"))
-    if precision not in _DTYPES:
-        raise store.ExportError(f"{folder} has precision {precision!r}, unknown to this version")
-    if options.precision not in ("auto", precision):
-        raise ValueError(
-            f"precision: {folder} was exported as {precision!r}, not {options.precision!r}"
-        )
     config = CodeGenConfig.from_folder(folder)
-    device_id = paddle_inference.find_device(options.device)
-    _resolve_precision(precision, device_id)
-    runtime = _load_runtime(folder, config, device_id, options, precision)
-    tokenizer = Tokenizer.from_folder(folder)
-    return LoadedModel(folder.name, folder, runtime, tokenizer, _DTYPES[precision])
+    device_id = engine.find_device(options.device)
+    _resolve_precision(precision, device_id, engine_name, engine)
+    runtime = engine.load(folder, config, device_id, options.threads, precision)
+    return LoadedModel(folder.name, folder, runtime, Tokenizer.from_folder(folder))
+
+
+def _choose_engine(options: LoadOptions, config: CodeGenConfig) -> tuple[str, Engine]:
+    """The engine asked for; "auto" is Paddle, unless only ONNX Runtime has the precision."""
+    name = options.engine
+    if not options.static_mode:
+        if name == "onnxruntime":
+            raise ValueError("static_mode=False runs Paddle eagerly: with it use engine='paddle'")
+        name = "paddle"
+    if name == "auto":
+        name = "paddle" if options.precision in ("auto", "fp32", "fp16") else "onnxruntime"
+    engine = _import_engine(name)
+    reason = engine.unsupported(config)
+    if reason is not None:
+        raise ValueError(f"engine {name!r} cannot run this model: {reason}; use engine='paddle'")
+    return name, engine
+
+
+def _import_engine(name: str) -> Engine:
+    try:
+        return cast(Engine, importlib.import_module(_MODULES[name]))
+    except ImportError as error:
+        package = {"paddle": "paddlepaddle", "onnxruntime": "onnxruntime onnx"}[name]
+        raise ValueError(f"engine {name!r} needs: pip install {package} ({error})") from error
 
 
 def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> tuple[str, Path]:
@@ -209,21 +270,25 @@ def _check_vocabulary(folder: Path, config: CodeGenConfig, tokenizer: Tokenizer)
         )
 
 
-def _resolve_precision(precision: str, device_id: int | None) -> str:
+def _resolve_precision(
+    precision: str, device_id: int | None, engine_name: str, engine: Engine
+) -> str:
     if precision == "auto":
         return "fp32" if device_id is None else "fp16"
+    if precision not in engine.PRECISIONS:
+        raise ValueError(
+            f"precision {precision!r} is not one of engine {engine_name!r}: "
+            f"{', '.join(engine.PRECISIONS)}"
+        )
     if precision == "fp16" and device_id is None:
         raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'fp32'")
     return precision
 
 
-def _load_runtime(
-    folder: Path, config: CodeGenConfig, device_id: int | None, options: LoadOptions, precision: str
-) -> Runtime:
+def _load_eager(weights: FusedWeights, device_id: int | None, precision: str) -> Runtime:
     from paddlenlp_codegen_task.runtime import paddle_inference
 
-    graph = paddle_inference.StaticGraph(folder, config, device_id, options.threads)
-    return paddle_inference.PaddleRuntime(graph, config, device_id, _DTYPES[precision])
+    return paddle_inference.load_eager(weights, device_id, precision)
 
 
 def _copied_files(folder: Path) -> list[Path]:
@@ -241,31 +306,17 @@ def _files_identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _export(
-    folder: Path,
-    *,
-    weights: FusedWeights,
-    source: Path,
-    precision: str,
-    load: Callable[..., Runtime],
-) -> None:
-    """Write a complete export into `folder` and compare one forward pass with the reference."""
-    from paddlenlp_codegen_task.export import paddle_graph
-
-    logger.info("exporting %s to a static graph", source)
-    for path in _copied_files(source):
-        shutil.copyfile(path, folder / path.name)
-    paddle_graph.save_graph(weights, folder, _DTYPES[precision])
+def _check_export(runtime: Runtime, weights: FusedWeights, precision: str) -> None:
+    """Compare one forward pass of a new export with the reference, and free the export."""
     token_ids = [i * 7919 % weights.config.vocab_size for i in range(1, 9)]
-    runtime = load(folder, precision=precision)
     try:
-        found = prefill(runtime, 0, [token_ids]).logits()[0]
+        found = prefill(runtime, 0, [token_ids]).logits()[0].copy()
     finally:
         runtime.close()
     expected = reference.forward(weights, token_ids)[-1]
     error = float(np.abs(found - expected).max() / expected.std())
     if not error <= _TOLERANCE[precision]:
         raise store.ExportError(
-            f"the export of {source} is not the model: its logits are off by {error:.2g} standard "
-            f"deviations ({_TOLERANCE[precision]} allowed); please report this"
+            f"the export is not the model: its logits are off by {error:.2g} standard deviations, "
+            f"with {_TOLERANCE[precision]} allowed in {precision}; please report this"
         )

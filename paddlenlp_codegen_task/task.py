@@ -7,7 +7,6 @@ from typing import Any
 import paddle
 from paddlenlp.taskflow.task import Task
 
-from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.generation_config import check_option_names
 from paddlenlp_codegen_task.generator import CodeGenerator, Completion, option_names
 from paddlenlp_codegen_task.registry import DEFAULT
@@ -89,17 +88,9 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
 
     def _construct_input_spec(self) -> None:
         """Describe the inputs of the static graph."""
-        config = self._generator.config
-        dtype = self._generator.dtype
-        spec = paddle.static.InputSpec
         self._input_spec = [
-            spec([None, None], "int64", "token_ids"),
-            spec([None], "int64", "past_lengths"),
-            spec([None], "int64", "output_rows"),
-            *(
-                spec([None, config.head_dim], dtype, name)
-                for name in paddle_graph.input_names(config)[3:]
-            ),
+            paddle.static.InputSpec(shape, dtype, name)
+            for name, shape, dtype in self._generator.inputs
         ]
 
     def _preprocess(self, inputs: tuple[Any, ...]) -> dict[str, Any]:

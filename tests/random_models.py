@@ -40,9 +40,18 @@ def write_model(
     return write_byte_tokenizer(folder, alphabet)
 
 
-def open_model(folder: Path, home_path: Path, *, static_mode: bool = True) -> LoadedModel:
+def open_model(
+    folder: Path, home_path: Path, *, engine: str = "paddle", static_mode: bool = True
+) -> LoadedModel:
     """Load a checkpoint in float32 on the CPU."""
-    options = LoadOptions(home_path=home_path, device="cpu", num_threads=1, static_mode=static_mode)
+    options = LoadOptions(
+        engine=engine,
+        precision="fp32",
+        device="cpu",
+        num_threads=1,
+        home_path=home_path,
+        static_mode=static_mode,
+    )
     return load_model(folder, options)
 
 

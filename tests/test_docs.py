@@ -267,7 +267,7 @@ def test_inputs_and_outputs(name: str, first: str, second: str):
     config = CodeGenConfig.from_folder(BUILTIN_FOLDER)
     names = re.findall(r"\w+_\w+", " ".join(table(name, first)))
     of_first_layer = [re.sub("_i$", "_0", one) for one in names]
-    assert of_first_layer == paddle_graph.input_names(config)[:5]
+    assert of_first_layer == [one[0] for one in paddle_graph.inputs(config, "float32")][:5]
     assert table(name, second)["candidates"][0] == f"[M, {paddle_graph.NUM_CANDIDATES}]"
 
 

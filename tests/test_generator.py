@@ -22,7 +22,7 @@ CONFIG = CodeGenConfig(
     n_embd=64,
     n_layer=2,
     n_head=4,
-    rotary_dim=8,
+    rotary_dim=16,
     n_inner=128,
     eos_token_id=EOS,
 )
@@ -45,7 +45,7 @@ SAMPLING: dict[str, Any] = {"temperature": 1.5, "top_k": 40, "truncation": None}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights over bytes, ending a text now and then."""
     tensors = spread_tensors(CONFIG, seed=4)
-    tensors["lm_head.bias"][EOS] += 6
+    tensors["lm_head.bias"][EOS] += 4.5
     return write_model(tmp_path_factory.mktemp("random"), CONFIG, tensors)
 
 
@@ -86,7 +86,7 @@ def test_an_early_end_does_not_disturb_the_others(generator: CodeGenerator):
     found = generator.generate(prompts, max_length=30, **SAMPLING, seed=0, batch_size=5)
     reasons = [completion.finish_reason for [completion] in found]
     assert reasons.count("eos") >= 5
-    assert reasons.count("length") >= 2
+    assert reasons.count("length") >= 3
     for prompt, completions in zip(prompts, found, strict=True):
         assert generator.generate(prompt, max_length=30, **SAMPLING, seed=0)[0] == completions
 
@@ -190,8 +190,10 @@ def test_stopping_saves_steps(generator: CodeGenerator):
 
 def test_truncation_is_the_seed_rule_unless_told(folder: Path, home_path: Path):
     assert GenerationConfig().truncation == DEFAULT_TRUNCATION
-    options = {"home_path": home_path, "device": "cpu", "num_threads": 1, "truncation": "[a-z]"}
-    with CodeGenerator.from_pretrained(folder, max_length=7, batch_size=2, **options) as one:
+    where = {"home_path": home_path, "device": "cpu", "engine": "paddle", "num_threads": 1}
+    with CodeGenerator.from_pretrained(
+        folder, max_length=7, batch_size=2, truncation="[a-z]", **where
+    ) as one:
         [[default]] = one.generate("q", decode_strategy="greedy_search")
         [[whole]] = one.generate("q", **GREEDY)
         assert default.text == re.split("[a-z]", whole.text)[0].rstrip()

@@ -19,6 +19,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle.base.proto import framework_pb2
 
+from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights, rotary_tables
 
@@ -26,18 +27,19 @@ GRAPH_VERSION = 2  # part of an export's key: raise it with every change of `ste
 PROGRAM_FILES = ("model.json", "model.pdmodel")  # of Paddle 3 and Paddle 2
 PARAMETERS_FILE = "model.pdiparams"
 
-# How many of the largest logits a step hands back for each row. The samplers check that the
-# candidates they were given suffice and fetch the full row where they don't.
-NUM_CANDIDATES = 64
-
 Tensor = Any  # a paddle.Tensor, or a static graph's value
 Parameter = Callable[[str], Tensor]
 
 
-def input_names(config: CodeGenConfig) -> list[str]:
-    """Names of the step's inputs, in order."""
+def inputs(config: CodeGenConfig, dtype: str) -> list[tuple[str, list[int | None], str]]:
+    """Name, shape and dtype of the step's inputs, in order; buffers from the fourth on."""
     buffers = [f"{kind}_cache_{i}" for i in range(config.n_layer) for kind in ("key", "value")]
-    return ["token_ids", "past_lengths", "output_rows", *buffers]
+    return [
+        ("token_ids", [None, None], "int64"),
+        ("past_lengths", [None], "int64"),
+        ("output_rows", [None], "int64"),
+        *((name, [None, config.head_dim], dtype) for name in buffers),
+    ]
 
 
 def step(
@@ -271,15 +273,9 @@ def _save_program(config: CodeGenConfig, folder: Path, dtype: str) -> None:
                 )
             return declared[name]
 
-        data = paddle.static.data
-        token_ids = data("token_ids", [None, None], "int64")
-        past_lengths = data("past_lengths", [None], "int64")
-        output_rows = data("output_rows", [None], "int64")
-        caches = [data(name, [None, config.head_dim], dtype) for name in input_names(config)[3:]]
-        outputs = step(config, parameter, token_ids, past_lengths, output_rows, caches)
-    program = paddle.static.normalize_program(
-        program, [token_ids, past_lengths, output_rows, *caches], list(outputs)
-    )
+        values = [paddle.static.data(*one) for one in inputs(config, dtype)]
+        outputs = step(config, parameter, values[0], values[1], values[2], values[3:])
+    program = paddle.static.normalize_program(program, values, list(outputs))
     if _uses_pir():
         path = folder / PROGRAM_FILES[0]
         paddle.base.core.serialize_pir_program(program, str(path), True, False, True)

@@ -41,6 +41,10 @@ class Runtime(Protocol):
     config: CodeGenConfig
     cache: KVCache
 
+    @property
+    def inputs(self) -> list[tuple[str, list[int | None], str]]:
+        """Name, shape (None where it varies) and dtype of the graph's inputs."""
+
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected to run at once."""
 

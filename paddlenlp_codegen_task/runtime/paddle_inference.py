@@ -19,6 +19,14 @@ from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime.base import Ids, StepOutput
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
+DTYPES = {"fp32": "float32", "fp16": "float16"}
+PRECISIONS = tuple(DTYPES)
+
+
+def unsupported(config: CodeGenConfig) -> str | None:
+    """Why a model of these sizes cannot run, or None: this engine runs them all."""
+    return None
+
 
 def find_device(device: str) -> int | None:
     """Resolve "auto", "cpu", "gpu" or "gpu:N" to a GPU's number, or None for the CPU.
@@ -44,10 +52,29 @@ def versions() -> dict[str, str]:
     return {"graph": str(paddle_graph.GRAPH_VERSION), "paddle": paddle.__version__}
 
 
-def export_bytes(config: CodeGenConfig, dtype: str) -> int:
+def export_bytes(config: CodeGenConfig, precision: str) -> int:
     """Size of an export on disk, about."""
     values = sum(math.prod(shape) for shape in paddle_graph.parameter_shapes(config).values())
-    return values * int(np.dtype(dtype).itemsize) + 10_000_000
+    return values * int(np.dtype(DTYPES[precision]).itemsize) + 10_000_000
+
+
+def export(weights: FusedWeights, folder: Path, precision: str) -> None:
+    """Write the graph and its weights into `folder`."""
+    paddle_graph.save_graph(weights, folder, DTYPES[precision])
+
+
+def load(
+    folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int, precision: str
+) -> PaddleRuntime:
+    """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
+    graph = StaticGraph(folder, config, device_id, num_threads)
+    return PaddleRuntime(graph, config, device_id, DTYPES[precision])
+
+
+def load_eager(weights: FusedWeights, device_id: int | None, precision: str) -> PaddleRuntime:
+    """Run the same step op by op, without an export."""
+    graph = EagerGraph(weights, device_id, DTYPES[precision])
+    return PaddleRuntime(graph, weights.config, device_id, DTYPES[precision])
 
 
 class Graph(Protocol):
@@ -70,9 +97,8 @@ class StaticGraph:
         self._predictor = paddle.inference.create_predictor(
             _inference_config(folder, device_id, num_threads)
         )
-        handles = [
-            self._predictor.get_input_handle(name) for name in paddle_graph.input_names(config)
-        ]
+        names = [name for name, _, _ in paddle_graph.inputs(config, "")]
+        handles = [self._predictor.get_input_handle(name) for name in names]
         self._inputs, self._caches = handles[:3], handles[3:]
 
     def bind(self, caches: Sequence[Tensor]) -> None:
@@ -179,6 +205,11 @@ class PaddleRuntime:
         self._dtype = dtype
         self._buffers: list[Tensor] = []
         self._bound: tuple[int, int] | None = None
+
+    @property
+    def inputs(self) -> list[tuple[str, list[int | None], str]]:
+        """Name, shape and dtype of the graph's inputs."""
+        return paddle_graph.inputs(self.config, self._dtype)
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_paddle_reads_the_parameters_bit_for_bit(weights: FusedWeights, graph_fo
             name: np.array(scope.find_var(name).get_tensor())
             for name in paddle_graph.parameter_shapes(CONFIG)
         }
-    assert inputs == paddle_graph.input_names(CONFIG)
+    assert inputs == [one[0] for one in paddle_graph.inputs(CONFIG, "float32")]
     assert len(outputs) == 3  # and no copies of the caches
     assert_parameters(found, weights, "float32")
 
@@ -79,8 +80,9 @@ def assert_parameters(found: dict[str, np.ndarray], weights: FusedWeights, dtype
     expected = dict(paddle_graph.parameters(weights))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], value.astype(dtype), err_msg=name)
+        stored = "float32" if "ln_" in name else dtype  # LayerNorm is computed in float32
+        assert found[name].dtype == stored, name
+        np.testing.assert_array_equal(found[name], value.astype(stored), err_msg=name)
 
 
 def test_float16_takes_half_the_room(
@@ -91,10 +93,12 @@ def test_float16_takes_half_the_room(
     with half.open("wb") as file:
         paddle_graph._save_parameters(file, weights, "float16")
     shapes = paddle_graph.parameter_shapes(CONFIG)
-    values = sum(int(np.prod(shape)) for shape in shapes.values())
+    values = sum(math.prod(shape) for name, shape in shapes.items() if "ln_" not in name)
     single = graph_folder / paddle_graph.PARAMETERS_FILE
     assert single.stat().st_size - half.stat().st_size == 2 * values
-    assert half.stat().st_size - 2 * values < 64 * len(shapes)  # what is said about each tensor
+    normal = sum(math.prod(shape) for name, shape in shapes.items() if "ln_" in name)
+    said_of_tensors = half.stat().st_size - 2 * values - 4 * normal
+    assert said_of_tensors < 64 * len(shapes)
 
     scope = paddle.static.Scope()
     tensors = {name: scope.var(name).get_tensor() for name in shapes}
@@ -284,7 +288,8 @@ def test_a_thread_waits_for_another_mode(checkpoint: Path, home_path: Path) -> N
     thread = threading.Thread(target=generate)
     with paddle_graph.paddle_mode(static=True):
         thread.start()
-        thread.join(0.5)
+        thread.join(1)
+        assert not found
         assert not paddle.in_dynamic_mode()
     thread.join()
     assert found == [expected]

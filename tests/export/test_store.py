@@ -398,7 +398,7 @@ def test_damaged_export(
 
 @pytest.mark.parametrize(
     ("part", "value"),
-    [("engine", "onnxruntime"), ("paddle", "1.8.5"), ("graph", "0"), ("precision", "int3")],
+    [("engine", "tensorrt"), ("paddle", "1.8.5"), ("graph", "0"), ("precision", "int3")],
 )
 def test_export_for_something_else(checkpoint: Path, tmp_path: Path, part: str, value: str) -> None:
     with open_generator(checkpoint, tmp_path) as generator:
@@ -417,7 +417,7 @@ def test_export_for_something_else(checkpoint: Path, tmp_path: Path, part: str, 
 def test_precision_of_an_export(checkpoint: Path, home_path: Path) -> None:
     with open_generator(checkpoint, home_path) as generator:
         folder = generator.folder
-    with pytest.raises(ValueError, match=r"precision: .* was exported as 'fp32', not 'fp16'"):
+    with pytest.raises(ValueError, match=r"precision: .* was exported for 'fp32', not 'fp16'"):
         CodeGenerator.from_export(folder, precision="fp16")
 
 

@@ -122,6 +122,7 @@ def test_sampling_distribution(
     options = {"top_p": 1.0, "repetition_penalty": 1.0, **options}
     rng = np.random.default_rng(7)
     logits = rng.normal(0, 2.5, (STEPS, CONFIG.vocab_size)).astype(np.float32)
+    logits[1::2] -= 12  # penalties do another thing below 0
     logits[:, EOS] = logits.max(axis=1) + 0.5
     likely = np.argsort(-logits, axis=1)
     prompt_ids = [int(token_id) for token_id in likely[:, 2:40:2].reshape(-1)]  # penalties bite

@@ -1,0 +1,239 @@
+"""The fused step of CodeGen as an ONNX graph for ONNX Runtime, its weights streamed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from paddlenlp_codegen_task.export import quantize
+from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import Array, FusedWeights, rotary_tables
+
+GRAPH_VERSION = 1  # part of an export's key: raise it with every change of the graph or its files
+GRAPH_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+
+# Each precision, and the bytes of one weight in it, scales included.
+BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01, "int8_weight_only": 1.04, "int4": 0.75}
+
+_OPSET, _IR_VERSION = 18, 10
+_MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+_ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped into memory
+
+
+def save_graph(weights: FusedWeights, folder: Path, precision: str) -> None:
+    """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
+
+    The graph's inputs are those of `paddle_graph.step`, but for the lengths, which
+    GroupQueryAttention wants as `last_positions` [B] int32 (tokens of a row with the new ones,
+    less 1) and `total_length` int32 (the largest of them plus 1); caches are 4-D and come out
+    again as key_present_i and value_present_i, to be bound to the same memory.
+    """
+    with (folder / WEIGHTS_FILE).open("wb") as file:
+        model = _GraphBuilder(file, weights.config, precision).build(weights)
+    (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+
+
+class _GraphBuilder:
+    """Collects nodes; writes each weight to the file as it comes."""
+
+    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str) -> None:
+        self._file = file
+        self._config = config
+        self._precision = precision
+        self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self._nodes: list[Any] = []
+        self._tensors: list[Any] = []
+
+    def build(self, weights: FusedWeights) -> Any:
+        config = self._config
+        for name, table in zip(("rotary_cos", "rotary_sin"), rotary_tables(config), strict=True):
+            self._weight(name, table)
+        self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
+        self._constant("flat", [-1, config.n_embd])
+        self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
+        if self._precision == "int8":
+            self._constant("last_axis", [-1])
+            self._constant("tiny", np.float32(1e-30))  # a row of zeros is not divided by zero
+            # -1 to 1 as 1 to 255: with signed weights, unsigned inputs take the fast path.
+            self._constant("row_scale", np.float32(1 / 127))
+            self._constant("row_zero", np.uint8(128))
+
+        hidden, update, bias = self._embedding(weights.wte()), "", ""
+        for layer in range(config.n_layer):
+            hidden, update, bias = self._block(weights, layer, hidden, update, bias)
+
+        hidden, update = (
+            self._node("Gather", [self._node("Reshape", [x, "flat"]), "output_rows"])
+            for x in (hidden, update)
+        )
+        normed, _ = self._layer_norm("ln_f", *weights.ln_f(), hidden, update, bias)
+        weight, lm_bias = weights.lm_head()
+        logits = self._matmul("lm_head", normed, weight)
+        logits = self._node("Add", [logits, self._weight("lm_head_bias", lm_bias)])
+        self._node("Cast", [logits], ["logits"], to=TensorProto.FLOAT)
+        self._node("TopK", ["logits", "num_candidates"], ["candidates", "candidate_ids"], axis=-1)
+        return self._model()
+
+    def _block(
+        self, weights: FusedWeights, layer: int, hidden: str, update: str, bias: str
+    ) -> tuple[str, str, str]:
+        """One layer; the residual, what is to be added to it, and the bias to add as well.
+
+        SkipLayerNormalization of the next layer adds the three.
+        """
+        config, block, name = self._config, weights.block(layer), f"h{layer}_"
+        normed, hidden = self._layer_norm(
+            name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
+        )
+        fused = self._matmul(name + "w_in", normed, block.w_in)
+        qkv, inner = name + "qkv", name + "inner"
+        self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
+        cache = [f"key_cache_{layer}", f"value_cache_{layer}"]
+        present = [f"key_present_{layer}", f"value_present_{layer}"]
+        lengths = ["last_positions", "total_length"]
+        attention = self._node(
+            "GroupQueryAttention",
+            [qkv, "", "", *cache, *lengths, "rotary_cos", "rotary_sin"],
+            [name + "attention", *present],
+            _MICROSOFT,
+            num_heads=config.n_head,
+            kv_num_heads=config.n_head,
+            do_rotary=1,
+            rotary_interleaved=1,
+        )
+        inner = self._node(
+            "FastGelu", [inner, self._weight(name + "b_in", block.b_in)], domain=_MICROSOFT
+        )
+        mixed = self._node("Concat", [attention, inner], axis=-1)
+        update = self._matmul(name + "w_out", mixed, block.w_out)
+        return hidden, update, self._weight(name + "b_out", block.b_out)
+
+    def _embedding(self, wte: Array) -> str:
+        if self._precision in ("fp32", "fp16"):
+            return self._node("Gather", [self._weight("wte", wte), "token_ids"])
+        values, scales = quantize.per_row(wte)
+        rows = self._node("Gather", [self._weight("wte", values), "token_ids"])
+        rows = self._node("Cast", [rows], to=TensorProto.FLOAT)
+        scale = self._node("Gather", [self._weight("wte_scales", scales), "token_ids"])
+        return self._node("Mul", [rows, scale])
+
+    def _layer_norm(
+        self, name: str, weight: Array, bias: Array, hidden: str, update: str, update_bias: str
+    ) -> tuple[str, str]:
+        """Normalize hidden + update + update_bias; return that and the sum."""
+        parameters = [self._weight(name + "_weight", weight), self._weight(name + "_bias", bias)]
+        epsilon = self._config.layer_norm_epsilon
+        if not update:
+            return self._node("LayerNormalization", [hidden, *parameters], epsilon=epsilon), hidden
+        outputs = [name + "_normed", "", "", name + "_sum"]
+        inputs = [hidden, update, *parameters, update_bias]
+        self._node("SkipLayerNormalization", inputs, outputs, _MICROSOFT, epsilon=epsilon)
+        return outputs[0], outputs[3]
+
+    def _matmul(self, name: str, x: str, weight: Array) -> str:
+        """Product of x with a weight [in, out], in the precision of the graph."""
+        if self._precision in ("fp32", "fp16"):
+            return self._node("MatMul", [x, self._weight(name, weight)])
+        if self._precision == "int8":
+            return self._int8_matmul(name, x, weight)
+        bits = 4 if self._precision == "int4" else 8
+        values, scales = quantize.blockwise(weight, bits)
+        return self._node(
+            "MatMulNBits",
+            [x, self._weight(name, values), self._weight(name + "_scales", scales)],
+            domain=_MICROSOFT,
+            K=weight.shape[0],
+            N=weight.shape[1],
+            bits=bits,
+            block_size=quantize.BLOCK[bits],
+            accuracy_level=4,  # products in int8
+        )
+
+    def _int8_matmul(self, name: str, x: str, weight: Array) -> str:
+        """8-bit product, each row of x quantized by its own largest magnitude.
+
+        DynamicQuantizeMatMul would take one scale for all rows, so that a prompt's tokens would
+        depend on its batch; here they cannot, as sums of integers are exact.
+        """
+        values, scales = quantize.per_channel(weight)
+        largest = self._node("ReduceMax", [self._node("Abs", [x]), "last_axis"], keepdims=1)
+        largest = self._node("Max", [largest, "tiny"])
+        rows = self._node("Div", [x, largest])
+        product = self._node(
+            "MatMulIntegerToFloat",
+            [
+                self._node("QuantizeLinear", [rows, "row_scale", "row_zero"]),
+                self._weight(name, values),
+                "row_scale",
+                self._weight(name + "_scales", scales),
+                "row_zero",
+            ],
+            domain=_MICROSOFT,
+        )
+        return self._node("Mul", [product, largest])
+
+    def _node(
+        self,
+        op: str,
+        inputs: list[str],
+        outputs: list[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node; return the name of its first output."""
+        outputs = outputs or [f"{op}_{len(self._nodes)}"]
+        node = helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes)
+        self._nodes.append(node)
+        return outputs[0]
+
+    def _constant(self, name: str, value: Any) -> None:
+        """A small value, kept in the graph file, where shape inference sees it."""
+        array = np.asarray(value) if isinstance(value, np.generic) else np.array(value, np.int64)
+        self._tensors.append(onnx.numpy_helper.from_array(array, name))
+
+    def _weight(self, name: str, value: npt.NDArray[Any]) -> str:
+        """Write a weight to the file; floats in the graph's type."""
+        if value.dtype == np.float32:
+            value = value.astype(self._dtype, copy=False)
+        self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+        tensor = TensorProto(name=name, dims=value.shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor.data_location = TensorProto.EXTERNAL
+        where = {"location": WEIGHTS_FILE, "offset": self._file.tell(), "length": value.nbytes}
+        for key, entry in where.items():
+            tensor.external_data.add(key=key, value=str(entry))
+        self._file.write(np.ascontiguousarray(value).data)
+        self._tensors.append(tensor)
+        return name
+
+    def _model(self) -> Any:
+        config = self._config
+        floats = helper.np_dtype_to_tensor_dtype(self._dtype)
+        value = helper.make_tensor_value_info
+        count = min(NUM_CANDIDATES, config.vocab_size)
+        inputs = [
+            value("token_ids", TensorProto.INT64, ["rows", "length"]),
+            value("last_positions", TensorProto.INT32, ["rows"]),
+            value("total_length", TensorProto.INT32, []),
+            value("output_rows", TensorProto.INT64, ["outputs"]),
+        ]
+        outputs = [
+            value("candidates", TensorProto.FLOAT, ["outputs", count]),
+            value("candidate_ids", TensorProto.INT64, ["outputs", count]),
+            value("logits", TensorProto.FLOAT, ["outputs", config.vocab_size]),
+        ]
+        shape: list[str | int | None] = ["rows", config.n_head, "capacity", config.head_dim]
+        for layer in range(config.n_layer):
+            for kind in ("key", "value"):
+                inputs.append(value(f"{kind}_cache_{layer}", floats, shape))
+                outputs.append(value(f"{kind}_present_{layer}", floats, shape))
+        graph = helper.make_graph(self._nodes, "codegen_step", inputs, outputs, self._tensors)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)

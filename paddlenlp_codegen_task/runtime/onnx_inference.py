@@ -1,0 +1,237 @@
+"""Runs the ONNX graph by ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from paddlenlp_codegen_task.export import onnx_graph
+from paddlenlp_codegen_task.model.checkpoint import expected_shapes
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime.base import StepOutput
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+
+PRECISIONS = tuple(onnx_graph.BYTES_PER_VALUE)
+_CUDA = "CUDAExecutionProvider"
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+
+
+def unsupported(config: CodeGenConfig) -> str | None:
+    """Why a model of these sizes cannot run, or None: GroupQueryAttention wants multiples of 16."""
+    if config.head_dim % 16 or config.rotary_dim % 16:
+        return (
+            f"head_dim ({config.head_dim}) and rotary_dim ({config.rotary_dim}) must be "
+            "divisible by 16"
+        )
+    return None
+
+
+def find_device(device: str) -> int | None:
+    """Resolve "auto", "cpu", "gpu" or "gpu:N" to a GPU's number, or None for the CPU.
+
+    Raises:
+        ValueError: it is none of these, or this ONNX Runtime has no CUDA provider.
+    """
+    has_cuda = _CUDA in onnxruntime.get_available_providers()
+    if device == "cpu" or (device == "auto" and not has_cuda):
+        return None
+    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
+    if match is None:
+        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {device!r}")
+    if not has_cuda:
+        raise ValueError(
+            f"device: {device!r} needs ONNX Runtime's CUDA provider: pip install onnxruntime-gpu, "
+            "or use 'cpu'"
+        )
+    return int(match[1] or 0)
+
+
+def versions() -> dict[str, str]:
+    """What an exported graph depends on beside the weights."""
+    return {"graph": str(onnx_graph.GRAPH_VERSION), "onnxruntime": onnxruntime.__version__}
+
+
+def export_bytes(config: CodeGenConfig, precision: str) -> int:
+    """Size of an export on disk, about."""
+    values = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    return int(values * onnx_graph.BYTES_PER_VALUE[precision]) + 10_000_000
+
+
+def export(weights: FusedWeights, folder: Path, precision: str) -> None:
+    """Write the graph and its weights into `folder`."""
+    onnx_graph.save_graph(weights, folder, precision)
+
+
+def load(
+    folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int, precision: str
+) -> OnnxRuntime:
+    """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
+    return OnnxRuntime(folder, config, device_id, num_threads)
+
+
+class OnnxRuntime:
+    """An ONNX graph and the KV buffers it writes to, which stay on the device."""
+
+    def __init__(
+        self, folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int
+    ) -> None:
+        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None."""
+        self.config = config
+        self.cache = KVCache(config.n_positions)
+        self._device = ("cpu", 0) if device_id is None else ("cuda", device_id)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device_id is not None:
+            providers.insert(0, (_CUDA, {"device_id": device_id}))
+        path = str(folder / onnx_graph.GRAPH_FILE)
+        self._session = onnxruntime.InferenceSession(path, options, providers)
+        if self._session.get_providers()[0] != providers[0] and device_id is not None:
+            raise RuntimeError(f"ONNX Runtime cannot use GPU {device_id}; use device='cpu'")
+        (cache,) = (one for one in self._session.get_inputs() if one.name == "key_cache_0")
+        self._dtype = np.dtype(_DTYPES[cache.type])
+        self._copier = onnxruntime.InferenceSession(_copy_model(self._dtype), options, providers)
+        self._names = [
+            (f"{kind}_cache_{layer}", f"{kind}_present_{layer}")
+            for layer in range(config.n_layer)
+            for kind in ("key", "value")
+        ]
+        self._buffers: list[Any] = []
+        self._binding = self._session.io_binding()
+        self._bound: tuple[int, int] | None = None
+
+    @property
+    def inputs(self) -> list[tuple[str, list[int | None], str]]:
+        """Name, shape and dtype of the graph's inputs."""
+        return [
+            (
+                one.name,
+                [size if isinstance(size, int) else None for size in one.shape],
+                _DTYPES[one.type],
+            )
+            for one in self._session.get_inputs()
+        ]
+
+    def reset(self, slots: int) -> None:
+        """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
+        self.cache.reset(slots)
+        self._bound = None
+
+    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+        """Append tokens to consecutive slots and return the last token's logits of each."""
+        if self._session is None:
+            raise RuntimeError("this runtime is closed")
+        rows, longest = len(token_ids), max(map(len, token_ids))
+        lengths = [self.cache.lengths[slot + row] for row in range(rows)]
+        self._reserve(slot + rows, max(lengths) + longest)
+        if self._bound != (slot, rows):
+            self._bind(slot, rows)
+        padded = np.zeros((rows, longest), np.int64)
+        for row, tokens in enumerate(token_ids):
+            padded[row, : len(tokens)] = tokens
+        totals = [length + len(t) for length, t in zip(lengths, token_ids, strict=True)]
+        last = [row * longest + len(t) - 1 for row, t in enumerate(token_ids)]
+        for name, value in (
+            ("token_ids", padded),
+            ("last_positions", np.array(totals, np.int32) - np.int32(1)),
+            ("total_length", np.array(max(max(totals), longest), np.int32)),
+            ("output_rows", np.array(last, np.int64)),
+        ):
+            self._binding.bind_cpu_input(name, value)
+        self._session.run_with_iobinding(self._binding)
+        candidates, candidate_ids, logits = self._binding.get_outputs()[:3]
+        for row, total in enumerate(totals):
+            self.cache.lengths[slot + row] = total
+        return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
+
+    def move(self, source: int, target: int) -> None:
+        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+        size = self.config.n_head * self.cache.capacity * self.config.head_dim
+        for buffer in self._buffers:
+            start = buffer.data_ptr()
+            self._copy(start, source * size, start, target * size, size)
+        self.cache.lengths[target] = self.cache.lengths.pop(source)
+
+    def close(self) -> None:
+        """Free the model and its buffers."""
+        self._session = self._binding = None
+        self._buffers.clear()
+
+    def _bind(self, slot: int, rows: int) -> None:
+        """Point the graph's caches at the memory of consecutive slots, as input and as output."""
+        config, capacity = self.config, self.cache.capacity
+        shape = (rows, config.n_head, capacity, config.head_dim)
+        offset = slot * math.prod(shape[1:]) * self._dtype.itemsize
+        self._binding = self._session.io_binding()
+        for name, device in (("candidates", ("cpu", 0)), ("candidate_ids", ("cpu", 0))):
+            self._binding.bind_output(name, *device)
+        self._binding.bind_output("logits", *self._device)
+        for (cache, present), buffer in zip(self._names, self._buffers, strict=True):
+            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
+            self._binding.bind_input(cache, *memory)
+            self._binding.bind_output(present, *memory)
+        self._bound = slot, rows
+
+    def _reserve(self, slots: int, capacity: int) -> None:
+        """Grow the buffers if they must hold more, keeping what they hold."""
+        old_slots, old_capacity = self.cache.slots, self.cache.capacity
+        if not self.cache.grow(slots, capacity):
+            return
+        self._bound = None
+        heads, width = self.config.n_head, self.config.head_dim
+        size = self.cache.slots * heads * self.cache.capacity * width
+        if not old_capacity:  # nothing to keep: what was allocated before serves if it is enough
+            if not self._buffers or self._buffers[0].shape()[0] < size:
+                self._buffers.clear()
+                self._buffers = [self._zeros(size) for _ in self._names]
+            return
+        for i, old in enumerate(self._buffers):
+            new = self._zeros(size)
+            for slot in range(old_slots):
+                if not self.cache.lengths[slot]:
+                    continue
+                for head in range(slot * heads, (slot + 1) * heads):
+                    self._copy(
+                        old.data_ptr(),
+                        head * old_capacity * width,
+                        new.data_ptr(),
+                        head * self.cache.capacity * width,
+                        self.cache.lengths[slot] * width,
+                    )
+            self._buffers[i] = new
+
+    def _copy(self, source: int, source_at: int, target: int, target_at: int, count: int) -> None:
+        """Copy `count` values between addresses on the device."""
+        binding, itemsize = self._copier.io_binding(), self._dtype.itemsize
+        memory = (*self._device, self._dtype, (count,))
+        binding.bind_input("x", *memory, source + source_at * itemsize)
+        binding.bind_output("y", *memory, target + target_at * itemsize)
+        self._copier.run_with_iobinding(binding)
+
+    def _zeros(self, size: int) -> Any:
+        """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, self._dtype), *self._device)
+
+
+def _copy_model(dtype: np.dtype[Any]) -> bytes:
+    """A graph that copies: what moves data on a device that numpy does not reach."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    x, y = (onnx.helper.make_tensor_value_info(name, kind, ["count"]) for name in "xy")
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "copy", [x], [y])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())
