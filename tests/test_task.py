@@ -412,7 +412,9 @@ def test_construct_input_spec(small: Any) -> None:
     task = small.task_instance
     task._input_spec = None
     task._construct_input_spec()
-    assert [spec.name for spec in task._input_spec] == [one[0] for one in paddle_graph.inputs(CONFIG, "float32")]
+    assert [spec.name for spec in task._input_spec] == [
+        one[0] for one in paddle_graph.inputs(CONFIG, "float32")
+    ]
     assert [len(spec.shape) for spec in task._input_spec] == [2, 1, 1, 2, 2, 2, 2]
     caches = task._input_spec[3:]
     assert {tuple(spec.shape) for spec in caches} == {(-1, CONFIG.head_dim)}

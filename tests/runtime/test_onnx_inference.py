@@ -1,0 +1,207 @@
+"""The ONNX engine: the same contract, checked against the reference and against Paddle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from byte_tokenizer import write_byte_tokenizer
+from checkpoints import write_safetensors
+from random_models import spread_tensors
+
+from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.export import onnx_graph
+from paddlenlp_codegen_task.model import reference
+from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, decode, prefill
+from paddlenlp_codegen_task.runtime.onnx_inference import OnnxRuntime, find_device
+
+CONFIG = CodeGenConfig(
+    vocab_size=300,
+    n_positions=640,
+    n_embd=128,
+    n_layer=3,
+    n_head=4,
+    rotary_dim=16,
+    n_inner=512,
+    eos_token_id=256,
+)
+# Largest difference of logits from the reference, over their standard deviation.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2, "int8_weight_only": 0.2, "int4": 1.5}
+EXACT_IN_ANY_BATCH = ["fp32", "int8"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_safetensors(folder, spread_tensors(CONFIG), CONFIG)
+    return write_byte_tokenizer(folder, range(256))
+
+
+@pytest.fixture(scope="module")
+def weights(checkpoint: Path) -> FusedWeights:
+    return FusedWeights(open_checkpoint(checkpoint), CONFIG)
+
+
+@pytest.fixture(scope="module", params=onnx_graph.BYTES_PER_VALUE)
+def exported(
+    request: Any, weights: FusedWeights, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    onnx_graph.save_graph(weights, folder, request.param)
+    return request.param, folder
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, count).tolist()
+
+
+def assert_logits(precision: str, weights: FusedWeights, found: Any, sequences: list[Any]) -> None:
+    for row, sequence in zip(found, sequences, strict=True):
+        expected = reference.forward(weights, sequence)[-1]
+        error = np.abs(row - expected).max() / expected.std()
+        assert error < TOLERANCE[precision], (precision, len(sequence))
+
+
+def test_logits(exported: tuple[str, Path], weights: FusedWeights) -> None:
+    precision, folder = exported
+    runtime = OnnxRuntime(folder, CONFIG, None, 1)
+    sequences = [tokens(n, length) for n, length in enumerate((5, 40, 17))]
+    output = prefill(runtime, 0, sequences)
+    assert_logits(precision, weights, output.logits(), sequences)
+    order = np.argsort(-output.logits(), axis=1, kind="stable")[:, : output.candidates.shape[1]]
+    best = np.take_along_axis(output.logits(), order, axis=1)
+    np.testing.assert_array_equal(output.candidates, best)
+    np.testing.assert_array_equal(output.candidate_ids[:, 0], order[:, 0])
+    for step in range(100):  # past the first capacity
+        new = tokens(step, 3)
+        output = decode(runtime, new)
+        sequences = [[*old, token] for old, token in zip(sequences, new, strict=True)]
+    assert runtime.cache.capacity > 128
+    assert_logits(precision, weights, output.logits(), sequences)
+
+    runtime.move(2, 0)  # the first has left
+    sequences = [[*sequences[2], 1], [*sequences[1], 2]]
+    assert_logits(precision, weights, decode(runtime, [1, 2]).logits(), sequences)
+    newcomer = tokens(9, 2 * PREFILL_CHUNK + 44)  # in chunks, beside those that run
+    assert_logits(precision, weights, prefill(runtime, 2, [newcomer]).logits(), [newcomer])
+    sequences = [[*sequences[0], 3], [*sequences[1], 4], [*newcomer, 5]]
+    assert_logits(precision, weights, decode(runtime, [3, 4, 5]).logits(), sequences)
+
+    runtime.reset(2)  # starts over in the memory there is
+    buffers = list(runtime._buffers)
+    assert_logits(precision, weights, prefill(runtime, 0, [[7, 8, 9]]).logits(), [[7, 8, 9]])
+    assert runtime.cache.capacity == 128
+    assert all(a is b for a, b in zip(buffers, runtime._buffers, strict=True))
+    with pytest.raises(ValueError, match="do not fit the context of 640"):
+        prefill(runtime, 0, [tokens(0, 641)])
+    runtime.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        decode(runtime, [1])
+
+
+def generator(checkpoint: Path, home_path: Path, **options: Any) -> CodeGenerator:
+    options = {"engine": "onnxruntime", "device": "cpu", "num_threads": 1, **options}
+    return CodeGenerator.from_pretrained(
+        checkpoint, home_path=home_path, decode_strategy="greedy_search", truncation=None, **options
+    )
+
+
+PROMPTS = ["def f(x):\n    return", "x", "import os\nimport sys\n" * 3, "class A:", "#", "y = 1\n"]
+
+
+@pytest.mark.parametrize("precision", EXACT_IN_ANY_BATCH)
+def test_a_batch_completes_as_each_alone(checkpoint: Path, home_path: Path, precision: str) -> None:
+    with generator(checkpoint, home_path, precision=precision, max_length=48) as model:
+        alone = [model.generate(prompt)[0] for prompt in PROMPTS]
+        assert len({one[0].token_ids for one in alone}) == len(PROMPTS)
+        for batch_size in (2, 4, 6):
+            assert model.generate(PROMPTS, batch_size=batch_size) == alone
+
+
+def test_tokens_equal_paddles(checkpoint: Path, home_path: Path) -> None:
+    with (
+        generator(checkpoint, home_path, max_length=64) as ours,
+        generator(checkpoint, home_path, max_length=64, engine="paddle") as paddles,
+    ):
+        assert ours.folder != paddles.folder
+        for penalty in (1.0, 1.3):
+            found = ours.generate(PROMPTS, repetition_penalty=penalty)
+            assert found == paddles.generate(PROMPTS, repetition_penalty=penalty)
+
+
+def test_precision_chooses_the_engine(checkpoint: Path, home_path: Path) -> None:
+    with generator(checkpoint, home_path, engine="auto", precision="int4") as model:
+        assert (model.folder / onnx_graph.GRAPH_FILE).is_file()
+        text = model.generate("x", max_length=4)
+        deployed = CodeGenerator.from_export(
+            model.folder, decode_strategy="greedy_search", truncation=None
+        )
+        with deployed:
+            assert deployed.generate("x", max_length=4) == text
+
+
+def test_quantized_exports_hold_no_float_matrix(exported: tuple[str, Path]) -> None:
+    precision, folder = exported
+    values = sum(
+        np.prod(shape)
+        for shape in (
+            (CONFIG.vocab_size, 2 * CONFIG.n_embd),
+            (CONFIG.n_layer, CONFIG.n_embd, 4 * CONFIG.n_embd + 2 * CONFIG.n_inner),
+        )
+    )
+    tables = CONFIG.n_positions * CONFIG.rotary_dim * 4
+    padding = 4096 * (8 + 12 * CONFIG.n_layer)
+    size = (folder / onnx_graph.WEIGHTS_FILE).stat().st_size
+    bits = {"fp32": 32, "fp16": 16, "int8": 8, "int8_weight_only": 8.5, "int4": 5.5}[precision]
+    assert size < values * bits / 8 + tables + padding
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete"])
+def test_a_damaged_graph_is_built_again(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    with generator(checkpoint, tmp_path) as model:
+        folder, expected = model.folder, model.generate("x", max_length=4)
+    data = folder / onnx_graph.WEIGHTS_FILE
+    if damage == "truncate":
+        data.write_bytes(data.read_bytes()[:-1])
+    else:
+        data.unlink()
+    with generator(checkpoint, tmp_path) as model:
+        assert model.folder == folder
+        assert model.generate("x", max_length=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "precision 'fp16' needs a GPU"),
+        ({"device": "gpu"}, "pip install onnxruntime-gpu"),
+        ({"device": "tpu"}, "device must be 'auto'"),
+        ({"static_mode": False}, "static_mode=False .* engine='paddle'"),
+        ({"engine": "paddle", "precision": "int8"}, "'int8' is not one of engine 'paddle'"),
+        ({"engine": "tensorrt"}, "engine must be one of"),
+    ],
+)
+def test_bad_options(checkpoint: Path, tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        generator(checkpoint, tmp_path, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_the_engine_cannot_run(tmp_path: Path) -> None:
+    config = CodeGenConfig(
+        vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=4, rotary_dim=8, n_inner=128
+    )
+    write_safetensors(tmp_path, spread_tensors(config), config)
+    write_byte_tokenizer(tmp_path, range(256))
+    with pytest.raises(ValueError, match=r"head_dim \(8\) .* use engine='paddle'"):
+        generator(tmp_path, tmp_path)
+
+
+def test_devices() -> None:
+    assert find_device("cpu") is None
+    assert find_device("auto") is None
