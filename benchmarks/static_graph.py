@@ -162,7 +162,7 @@ import resource, sys
 from paddlenlp_codegen_task.loading import LoadOptions, load_model
 import paddlenlp_codegen_task.runtime.paddle_inference
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-load_model(sys.argv[1], LoadOptions(home_path=sys.argv[2]))
+load_model(sys.argv[1], LoadOptions(home_path=sys.argv[2], engine="paddle"))
 print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
@@ -245,7 +245,7 @@ def main() -> None:
     try:
         results: dict[str, Any] = {"export": export_memory(folder)}
         results["second_start"] = second_start(folder, home, 3)
-        generator = CodeGenerator.from_pretrained(folder, home_path=home)
+        generator = CodeGenerator.from_pretrained(folder, home_path=home, engine="paddle")
         results["machine"] = machine()
         assert CodeGenConfig.from_folder(folder) == generator.config
         results["batch_8"] = batch_against_one_by_one(generator, max(1, rounds // 2))
