@@ -130,21 +130,7 @@ class CodeGenerator:
         config = self._defaults.with_options(options)
         texts = _checked_prompts(prompts)
         encoded = [self._encode(text, number, config) for number, text in enumerate(texts)]
-        truncator = Truncator(config.truncation)
-
-        sequences = [
-            new_sequence(
-                prompt_ids,
-                StopChecker(self.tokenizer, truncator),
-                self.config.vocab_size,
-                config.seed,
-                sample,
-            )
-            for prompt_ids in encoded
-            for sample in range(config.num_return_sequences)
-        ]
-        self._run(sequences, config, batch_size)
-        completions = [_completion(sequence) for sequence in sequences]
+        completions = self._run(encoded, config, batch_size)
         n = config.num_return_sequences
         return [completions[i : i + n] for i in range(0, len(completions), n)]
 
@@ -184,20 +170,35 @@ class CodeGenerator:
             "max_length, or pass prompt_overflow='truncate_left'"
         )
 
-    def _run(self, sequences: list[Sequence], config: GenerationConfig, batch_size: int) -> None:
-        eos_token_id = self.tokenizer.eos_token_id
-        sampler = Sampler(config, eos_token_id, self.config.vocab_size)
+    def _run(
+        self, prompts: list[list[int]], config: GenerationConfig, batch_size: int
+    ) -> list[Completion]:
+        """Complete prompts; the num_return_sequences completions of each follow one another."""
+        eos_token_id, vocab_size = self.tokenizer.eos_token_id, self.config.vocab_size
+        sampler = Sampler(config, eos_token_id, vocab_size)
+        truncator = Truncator(config.truncation)
+        n = config.num_return_sequences
+
+        def start(number: int) -> Sequence:
+            checker = StopChecker(self.tokenizer, truncator)
+            prompt_ids, sample = prompts[number // n], number % n
+            return new_sequence(number, prompt_ids, checker, vocab_size, config.seed, sample)
 
         def append(sequence: Sequence, token_id: int) -> None:
             sequence.append(token_id, eos_token_id, config.max_length)
 
-        # Prompts of like length are prefilled together.
-        by_length = sorted(sequences, key=lambda sequence: len(sequence.prompt_ids))
+        # Prompts of like length follow one another, so that they are prefilled together.
+        order = sorted(range(n * len(prompts)), key=lambda number: len(prompts[number // n]))
         with self._lock:
-            for _ in scheduler.run(
-                self._model.runtime, by_length, batch_size, sampler.choose, append
-            ):
-                pass
+            finished = scheduler.run(
+                self._model.runtime,
+                map(start, order),
+                min(batch_size, len(order)),
+                sampler.choose,
+                append,
+            )
+            completions = {one.number: _completion(one) for one in finished}
+        return [completions[number] for number in range(len(order))]
 
 
 def option_names() -> list[str]:

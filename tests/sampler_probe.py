@@ -35,7 +35,7 @@ def sequence(
     vocab_size: int, prompt_ids: list[int], token_ids: Iterable[int] = (), generator: object = None
 ) -> Sequence:
     """A sequence that has generated `token_ids` and will draw from `generator`."""
-    made = new_sequence(prompt_ids, StopChecker(NoText(), Truncator(None)), vocab_size, 0, 0)
+    made = new_sequence(0, prompt_ids, StopChecker(NoText(), Truncator(None)), vocab_size, 0, 0)
     for token_id in token_ids:
         made.append(token_id, eos_token_id=-1, max_length=-1)
     made.generator = generator  # type: ignore[assignment]

@@ -360,3 +360,21 @@ def test_closed(folder: Path, home_path: Path):
     with pytest.raises(RuntimeError, match="closed"):
         one.generate("a", max_length=2)
     one.close()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("top_k", [5, 0])
+def test_the_lower_the_temperature_the_greedier(
+    builtin: CodeGenerator, top_k: int, top_p: float
+) -> None:
+    prompt = "def add(a, b):"
+    greedy = builtin.generate(prompt, decode_strategy="greedy_search", max_length=8)
+    for temperature in (1e-5, 1e-30, 5e-324):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": 1}
+        assert builtin.generate(prompt, max_length=8, **options) == greedy
+
+
+def test_numpy_numbers_are_numbers(builtin: CodeGenerator) -> None:
+    options = {"max_length": np.int64(4), "temperature": np.float32(0.5), "seed": 3}
+    [[completion]] = builtin.generate("x", **options)
+    assert len(completion.token_ids) <= 4

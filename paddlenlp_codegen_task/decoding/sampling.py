@@ -50,7 +50,7 @@ class Sampler:
             bound = np.full_like(bound, np.inf)
         # top_p counts probabilities over the whole vocabulary, also below top_k, as PaddleNLP does.
         whole = self._whole(output, sequences) if self._top_p < 1 else None
-        totals = None if whole is None else self._log_totals(whole)
+        totals = None if whole is None else self._totals(whole)
 
         seen = np.stack(
             [
@@ -87,12 +87,9 @@ class Sampler:
             )
         return logits.astype(np.float32, copy=False)
 
-    def _log_totals(self, whole: Floats) -> Doubles:
-        """Logarithm of the sum over the vocabulary of exp(logit / temperature), [rows, 1]."""
-        scaled = whole / np.float32(self._config.temperature)
-        top = scaled.max(axis=1, keepdims=True)
-        total = np.exp(scaled - top).sum(axis=1, keepdims=True, dtype=np.float64)
-        return np.asarray(top + np.log(total), np.float64)
+    def _totals(self, whole: Floats) -> Doubles:
+        """Sum over the vocabulary of exp((logit - the row's largest) / temperature), [rows, 1]."""
+        return np.asarray(self._weights(whole).sum(axis=1, keepdims=True))
 
     def _pick(
         self, logits: Floats, ids: Ids, bound: Floats, totals: Doubles | None, draws: Doubles
@@ -103,7 +100,7 @@ class Sampler:
             logits: [rows, N], processed.
             ids: [rows, N], the tokens they belong to.
             bound: [rows]; no other token of the row is above it.
-            totals: `_log_totals`, if top_p is used.
+            totals: `_totals`, if top_p is used.
             draws: [rows], uniform in [0, 1).
 
         Returns:
@@ -118,14 +115,14 @@ class Sampler:
             keep = logits >= logits[:, self._top_k - 1, None]
         else:
             keep = np.ones(logits.shape, bool)
-        scaled = logits.astype(np.float64) / self._config.temperature
+        weights = np.where(keep, self._weights(logits), 0)
         if totals is not None:
-            probabilities = np.where(keep, np.exp(scaled - totals), 0)
+            probabilities = weights / totals
             before = np.cumsum(probabilities, axis=1) - probabilities
             keep &= before <= self._top_p
         kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
         lowest = np.take_along_axis(logits, kept[:, None] - 1, axis=1)[:, 0]
-        cumulative = np.cumsum(np.where(keep, np.exp(scaled - scaled[:, :1]), 0), axis=1)
+        cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
         drawn = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(axis=1)
         drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
         chosen = np.take_along_axis(order, drawn[:, None], axis=1)
@@ -134,9 +131,17 @@ class Sampler:
 
     def _from_all(self, logits: Floats, draws: Doubles) -> list[int]:
         """Draw from the whole distribution, which needs no order."""
-        scaled = logits.astype(np.float64) / self._config.temperature
-        cumulative = np.cumsum(np.exp(scaled - scaled.max(axis=1, keepdims=True)), axis=1)
+        cumulative = np.cumsum(self._weights(logits), axis=1)
         return [
             min(int(np.searchsorted(row, draw * row[-1], side="right")), self._vocab_size - 1)
             for row, draw in zip(cumulative, draws, strict=True)
         ]
+
+    def _weights(self, logits: Floats) -> Doubles:
+        """exp(logit / temperature) of each token, relative to the likeliest of its row.
+
+        The largest logit is taken away before the division, which may overflow but only to 0.
+        """
+        below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(below / self._config.temperature))

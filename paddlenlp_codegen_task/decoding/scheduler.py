@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Rows
 
@@ -32,16 +31,16 @@ def run(
 
     Args:
         runtime: what runs the steps; nothing else may use it meanwhile.
-        sequences: what to generate.
+        sequences: what to generate; each is asked for when there is room for it.
         batch_size: most sequences to run at once.
         choose: picks the next token of each row of a step.
         append: gives a sequence its token, setting finish_reason if it is done.
     """
-    waiting = deque(sequences)
-    runtime.reset(min(batch_size, len(waiting)))
+    runtime.reset(batch_size)
+    waiting = _Waiting(sequences)
     running: list[Sequence] = []
-    while waiting or running:
-        while waiting and len(running) < batch_size:
+    while waiting.first or running:
+        while waiting.first and len(running) < batch_size:
             group = _next_group(waiting, batch_size - len(running))
             output = prefill(runtime, len(running), [one.prompt_ids for one in group])
             for sequence, token_id in zip(group, choose(output, group), strict=True):
@@ -55,18 +54,31 @@ def run(
             yield from _retire(runtime, running)
 
 
-def _next_group(waiting: deque[Sequence], room: int) -> list[Sequence]:
+class _Waiting:
+    """Sequences that have not started; only the first has been made yet."""
+
+    def __init__(self, sequences: Iterable[Sequence]) -> None:
+        self._rest = iter(sequences)
+        self.first = next(self._rest, None)
+
+    def pop(self) -> Sequence:
+        assert self.first is not None
+        popped, self.first = self.first, next(self._rest, None)
+        return popped
+
+
+def _next_group(waiting: _Waiting, room: int) -> list[Sequence]:
     """Take the sequences at the front whose prompts are worth running in one step."""
-    group = [waiting.popleft()]
+    group = [waiting.pop()]
     longest = total = len(group[0].prompt_ids)
-    while waiting and len(group) < room:
-        length = len(waiting[0].prompt_ids)
+    while waiting.first and len(group) < room:
+        length = len(waiting.first.prompt_ids)
         longest, total = max(longest, length), total + length
         padded = longest * (len(group) + 1)
         worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
         if not worthwhile or padded > PREFILL_CHUNK:
             break
-        group.append(waiting.popleft())
+        group.append(waiting.pop())
     return group
 
 

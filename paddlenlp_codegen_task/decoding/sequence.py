@@ -19,6 +19,7 @@ class Sequence:
     """A prompt and the tokens generated for it so far.
 
     Attributes:
+        number: tells it from the others of a run.
         prompt_ids: the prompt's tokens, at least one.
         stop_checker: follows the text and says when it is decided.
         generator: the sequence's own source of randomness.
@@ -27,6 +28,7 @@ class Sequence:
         finish_reason: "stop" (truncation matched), "eos" or "length"; None while it runs.
     """
 
+    number: int
     prompt_ids: TokenIds[int]
     stop_checker: StopChecker
     generator: np.random.Generator
@@ -48,6 +50,7 @@ class Sequence:
 
 
 def new_sequence(
+    number: int,
     prompt_ids: TokenIds[int],
     stop_checker: StopChecker,
     vocab_size: int,
@@ -58,4 +61,4 @@ def new_sequence(
     seen = np.zeros(vocab_size, bool)
     seen[np.asarray(prompt_ids)] = True
     generator = np.random.default_rng(None if seed is None else [seed, sample])
-    return Sequence(prompt_ids, stop_checker, generator, seen)
+    return Sequence(number, prompt_ids, stop_checker, generator, seen)

@@ -194,7 +194,8 @@ class OnnxRuntime:
         heads, width = self.config.n_head, self.config.head_dim
         size = self.cache.slots * heads * self.cache.capacity * width
         if not old_capacity:  # nothing to keep: what was allocated before serves if it is enough
-            if not self._buffers or self._buffers[0].shape()[0] < size:
+            fit = [buffer.shape()[0] >= size for buffer in self._buffers]
+            if len(fit) < len(self._names) or not all(fit):  # growing may have failed midway
                 self._buffers.clear()
                 self._buffers = [self._zeros(size) for _ in self._names]
             return

@@ -274,20 +274,29 @@ class PaddleRuntime:
             if (
                 not old_capacity
             ):  # nothing to keep: what was allocated before serves if it is enough
-                if not self._buffers or self._buffers[0].shape[0] < math.prod(shape[:3]):
+                if not self._fit(math.prod(shape[:3])):
                     self._buffers.clear()
                     self._buffers = [self._zeros(shape) for _ in range(2 * self.config.n_layer)]
                 return
+            old_shape = [old_slots, heads, old_capacity, width]
             for i, buffer in enumerate(self._buffers):
-                used = buffer._slice(0, old_slots * heads * old_capacity)
-                grown = used.reshape([old_slots, heads, old_capacity, width])
-                for axis, size in ((2, self.cache.capacity), (0, self.cache.slots)):
-                    extra = [*grown.shape]
-                    extra[axis] = size - extra[axis]
-                    if extra[axis]:
-                        room = self._zeros(extra).reshape(extra)
-                        grown = paddle.concat([grown, room], axis=axis)
-                self._buffers[i] = grown.reshape([-1, width])
+                self._buffers[i] = self._grown(buffer, old_shape, shape)
+
+    def _fit(self, rows: int) -> bool:
+        """Whether all buffers are there with so many rows: growing them may have failed midway."""
+        if len(self._buffers) < 2 * self.config.n_layer:
+            return False
+        return all(buffer.shape[0] >= rows for buffer in self._buffers)
+
+    def _grown(self, buffer: Tensor, old_shape: list[int], shape: list[int]) -> Tensor:
+        """A larger buffer [slots, heads, capacity, head_dim], flat, with the old one's content."""
+        grown = buffer._slice(0, math.prod(old_shape[:3])).reshape(old_shape)
+        for axis in (2, 0):
+            extra = [*grown.shape]
+            extra[axis] = shape[axis] - extra[axis]
+            if extra[axis]:
+                grown = paddle.concat([grown, self._zeros(extra).reshape(extra)], axis=axis)
+        return grown.reshape([-1, shape[3]])
 
     def _zeros(self, shape: list[int]) -> Tensor:
         """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
