@@ -6,12 +6,9 @@ import importlib
 from typing import Any
 
 from paddlenlp_codegen_task.loading import BUILTIN
-from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS, UNNAMED
 
 TASK = "code_generation"
-# The name Taskflow passes on if the user gives none: the task then chooses what is available.
-# A model that was asked for by name is never replaced by another.
-DEFAULT = "default"
 
 
 def register(taskflow: Any = None) -> None:
@@ -32,7 +29,7 @@ def register(taskflow: Any = None) -> None:
                 "task_class": CodeGenerationTask,
                 "task_flag": f"{TASK}-{name}",
             }
-            for name in (*SALESFORCE_MODELS, BUILTIN, DEFAULT)
+            for name in (*SALESFORCE_MODELS, BUILTIN, UNNAMED)
         },
-        "default": {"model": DEFAULT},
+        "default": {"model": UNNAMED},
     }

@@ -9,7 +9,7 @@ from paddlenlp.taskflow.task import Task
 
 from paddlenlp_codegen_task.generation_config import check_option_names
 from paddlenlp_codegen_task.generator import CodeGenerator, Completion, option_names
-from paddlenlp_codegen_task.registry import DEFAULT
+from paddlenlp_codegen_task.model.names import UNNAMED
 
 usage = r"""
            from paddlenlp import Taskflow
@@ -75,7 +75,7 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
                 self._task_path, from_hf_hub=self.from_hf_hub, **options
             )
         else:
-            name = None if model == DEFAULT else model
+            name = None if model == UNNAMED else model
             self._generator = CodeGenerator.from_pretrained(
                 name, from_hf_hub=self.from_hf_hub and name is not None, **options
             )

@@ -124,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder with train.bin and valid.bin")
     parser.add_argument("run", type=Path, help="folder for checkpoint.pt and log.csv")
+    parser.add_argument("--start", type=Path, help="checkpoint.pt to begin from, with a new clock")
     parser.add_argument("--minutes", type=float, default=43.5, help="of training, on the clock")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many (0: never)")
     parser.add_argument("--rows", type=int, default=4)
@@ -152,13 +153,15 @@ def main() -> None:
     model = CodeGen(shape).to(getattr(torch, options.dtype))
     training = MixedPrecision(model, options.rate, options.weight_decay)
     elapsed, step, tokens = 0.0, 0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+    source = checkpoint if checkpoint.exists() else options.start
+    if source is not None:
+        state = torch.load(source, weights_only=False)
         for master, name in zip(training.masters, state["weights"], strict=True):
             master.copy_(state["weights"][name])
         training.optimizer.load_state_dict(state["optimizer"])
         windows.random.bit_generator.state, windows.queue = state["random"], state["queue"]
-        elapsed, step, tokens = state["elapsed"], state["step"], state["tokens"]
+        step, tokens = state["step"], state["tokens"]
+        elapsed = state["elapsed"] if source == checkpoint else 0.0
     training.publish()
     loss_of = torch.compile(model.loss, dynamic=False) if options.compile else model.loss
 

@@ -10,6 +10,9 @@ SALESFORCE_MODELS = tuple(
 
 # What runs if no model is named.
 DEFAULT_MODEL = "Salesforce/codegen-350M-mono"
+# What Taskflow passes on then: the task knows by it that no model was asked for by name, and may
+# run the built-in one instead.
+UNNAMED = "default"
 
 # PaddleNLP's server has CodeGen's configuration under the older name only.
 CONFIG_FILES = ("config.json", "model_config.json")
