@@ -237,11 +237,7 @@ def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> 
             return DEFAULT_MODEL, hub.fetch(DEFAULT_MODEL, home=options.home)
         except hub.DownloadError as error:
             logger.warning(
-                "%s. Running the small built-in model instead: good for trying things out only. "
-                'For real work pass task_path="a folder with a CodeGen checkpoint", or run once '
-                "where %s can be downloaded",
-                str(error).rstrip("."),
-                DEFAULT_MODEL,
+                "The small built-in model runs, good for trying things out only: %s", error
             )
             return BUILTIN, BUILTIN_FOLDER
     if name_or_path == BUILTIN:
