@@ -25,7 +25,7 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["paddlenlp_codegen_task", "paddlenlp_codegen_task.*"]),
     package_data={"paddlenlp_codegen_task": ["py.typed", "builtin/*"]},
     install_requires=[

@@ -197,7 +197,11 @@ class CodeGenerator:
                 sampler.choose,
                 append,
             )
-            completions = {one.number: _completion(one) for one in finished}
+            try:
+                completions = {one.number: _completion(one) for one in finished}
+            except FloatingPointError:
+                self._model.runtime.clear()  # what is not a number would spread to later calls
+                raise
         return [completions[number] for number in range(len(order))]
 
 

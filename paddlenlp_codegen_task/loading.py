@@ -20,7 +20,7 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import CONFIG_FILES, DEFAULT_MODEL, TOKENIZER_FILES
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime.base import Runtime, prefill
+from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
         if not options.static_mode:
-            return LoadedModel(name, folder, _load_eager(weights, device_id, precision), tokenizer)
+            eager = _load_eager(weights, device_id, options.threads, precision)
+            return LoadedModel(name, folder, eager, tokenizer)
 
         def load(export: Path) -> Runtime:
             return engine.load(export, config, device_id, options.threads, precision)
@@ -234,13 +235,16 @@ def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> 
     """The name and checkpoint folder of what is asked for."""
     if name_or_path is None:
         try:
-            return DEFAULT_MODEL, hub.fetch(DEFAULT_MODEL, home=options.home)
+            name, from_hf_hub = DEFAULT_MODEL, options.from_hf_hub
+            return name, hub.fetch(name, from_hf_hub=from_hf_hub, home=options.home)
         except hub.DownloadError as error:
             logger.warning(
                 "The small built-in model runs, good for trying things out only: %s", error
             )
             return BUILTIN, BUILTIN_FOLDER
     if name_or_path == BUILTIN:
+        if options.from_hf_hub:
+            raise ValueError("from_hf_hub=True: the built-in model is not on the hub")
         return BUILTIN, BUILTIN_FOLDER
     folder = Path(name_or_path).expanduser()
     if folder.is_dir() and not options.from_hf_hub:
@@ -281,10 +285,12 @@ def _resolve_precision(
     return precision
 
 
-def _load_eager(weights: FusedWeights, device_id: int | None, precision: str) -> Runtime:
+def _load_eager(
+    weights: FusedWeights, device_id: int | None, num_threads: int, precision: str
+) -> Runtime:
     from paddlenlp_codegen_task.runtime import paddle_inference
 
-    return paddle_inference.load_eager(weights, device_id, precision)
+    return paddle_inference.load_eager(weights, device_id, num_threads, precision)
 
 
 def _copied_files(folder: Path) -> list[Path]:
@@ -303,10 +309,16 @@ def _files_identity(folder: Path) -> str:
 
 
 def _check_export(runtime: Runtime, weights: FusedWeights, precision: str) -> None:
-    """Compare one forward pass of a new export with the reference, and free the export."""
-    token_ids = [i * 7919 % weights.config.vocab_size for i in range(1, 9)]
+    """Compare a new export's logits after a few steps with the reference; free the export."""
+    config = weights.config
+    token_ids = [i * 7919 % config.vocab_size for i in range(1, min(9, config.n_positions + 1))]
     try:
-        found = prefill(runtime, 0, [token_ids]).logits()[0].copy()
+        # By way of a second slot, a move and single tokens: the KV buffers must hold as well.
+        prefill(runtime, 0, [token_ids[-1:]])
+        found = prefill(runtime, 1, [token_ids[:4]]).logits()[0].copy()
+        runtime.move(1, 0)
+        for token_id in token_ids[4:]:
+            found = decode(runtime, [token_id]).logits()[0].copy()
     finally:
         runtime.close()
     expected = reference.forward(weights, token_ids)[-1]

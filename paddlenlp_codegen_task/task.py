@@ -47,6 +47,11 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
     """
 
     def __init__(self, task: str, model: str, **kwargs: Any) -> None:
+        # None, the default of both, means the same as leaving them out; Task takes it for a path.
+        unset = [name for name in ("task_path", "home_path") if kwargs.get(name, "") is None]
+        kwargs = {name: value for name, value in kwargs.items() if name not in unset}
+        if "task_path" in kwargs and model != UNNAMED:
+            raise ValueError(f"pass model or task_path, not both: got {model!r} and a folder")
         options = {k: v for k, v in kwargs.items() if k not in (*_ADDED, *_OF_TASK)}
         check_option_names(options, [*option_names(), *_OF_TASK])
         is_static_model = kwargs.pop("is_static_model", False)
@@ -75,9 +80,8 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
                 self._task_path, from_hf_hub=self.from_hf_hub, **options
             )
         else:
-            name = None if model == UNNAMED else model
             self._generator = CodeGenerator.from_pretrained(
-                name, from_hf_hub=self.from_hf_hub and name is not None, **options
+                None if model == UNNAMED else model, from_hf_hub=self.from_hf_hub, **options
             )
         self.model = self._generator.name
         self._task_path = str(self._generator.folder)

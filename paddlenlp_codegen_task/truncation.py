@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_TRUNCATION = "\nclass|\ndef|\n#|\n@|\nprint|\nif"
 
-# The parse tree of a regular expression has no public interface; Python 3.11 moved the modules.
-_IN_RE = sys.version_info >= (3, 11)
-_parser: Any = importlib.import_module("re._parser" if _IN_RE else "sre_parse")
-_compiler: Any = importlib.import_module("re._compiler" if _IN_RE else "sre_compile")
+# The parse tree of a regular expression has no public interface.
+_parser: Any = importlib.import_module("re._parser")
+_compiler: Any = importlib.import_module("re._compiler")
 
 _CHARACTER = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
 _REPEAT = ("MAX_REPEAT", "MIN_REPEAT")

@@ -379,3 +379,26 @@ def test_numpy_numbers_are_numbers(builtin: CodeGenerator) -> None:
     options = {"max_length": np.int64(4), "temperature": np.float32(0.5), "seed": 3}
     [[completion]] = builtin.generate("x", **options)
     assert len(completion.token_ids) <= 4
+
+
+@pytest.mark.parametrize("engine", ["paddle", "onnxruntime"])
+def test_logits_that_are_not_numbers(
+    home_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"engine": engine, "device": "cpu", "num_threads": 1, "home_path": home_path}
+    with CodeGenerator.from_pretrained("builtin", **options) as generator:
+        expected = generator.generate("x", max_length=4, seed=0)
+        runtime = generator._model.runtime
+        forward = runtime.forward
+
+        def broken(slot: int, token_ids: Any) -> Any:
+            output = forward(slot, token_ids)
+            output.candidates[:] = np.nan
+            return output
+
+        monkeypatch.setattr(runtime, "forward", broken)
+        with pytest.raises(FloatingPointError, match="logits are not numbers"):
+            generator.generate("x", max_length=4)
+        assert not runtime._buffers  # what they hold would spread
+        monkeypatch.undo()
+        assert generator.generate("x", max_length=4, seed=0) == expected

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from checkpoints import TINY, write_paddle, write_safetensors, write_torch
 from random_models import spread_tensors, write_model
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.loading import LoadOptions
+from paddlenlp_codegen_task.export.store import ExportError
+from paddlenlp_codegen_task.loading import LoadOptions, load_model
 from paddlenlp_codegen_task.model.checkpoint import CheckpointError
 
 CONFIG = dataclasses.replace(TINY, vocab_size=257)
@@ -338,3 +340,25 @@ def test_eager_and_static_agree(source: Path, home_path: Path) -> None:
 def test_number_of_threads() -> None:
     assert LoadOptions(num_threads=3).threads == 3
     assert LoadOptions().threads == len(os.sched_getaffinity(0))
+
+
+def test_an_engine_that_loses_its_cache_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import paddle
+
+    from paddlenlp_codegen_task.export import paddle_graph
+
+    def write_to_a_copy(cache: Any, index: Any, new: Any, cache_shape: Any) -> Any:
+        rows = new.reshape([-1, new.shape[-1]])
+        return paddle.scatter(cache, index, rows).reshape(cache_shape)
+
+    # A single prefill would not notice: it reads the copy.
+    monkeypatch.setattr(paddle_graph, "_write", write_to_a_copy)
+    with pytest.raises(ExportError, match="is not the model"):
+        load_model("builtin", LoadOptions(engine="paddle", device="cpu", home_path=tmp_path))
+
+
+def test_builtin_is_not_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="from_hf_hub=True: the built-in model"):
+        load_model("builtin", LoadOptions(from_hf_hub=True, home_path=tmp_path))

@@ -302,6 +302,9 @@ BAD_CONSTRUCTION = [
     ({"precision": "fp16"}, ValueError, "precision 'fp16' needs a GPU"),
     ({"device": "gpu"}, ValueError, "device: there is no 'gpu'"),
     ({"device": "abacus"}, ValueError, "device must be"),
+    ({"task_path": "./x"}, ValueError, "pass model or task_path, not both: got 'builtin'"),
+    ({"from_hf_hub": True}, ValueError, "from_hf_hub=True: the built-in model is not on the hub"),
+    ({"is_static_model": True, "task_path": None}, ValueError, "is_static_model=True needs"),
     ({"num_threads": 0}, ValueError, "num_threads must be a positive integer"),
     ({"taskpath": "./x"}, TypeError, "unknown option 'taskpath'; did you mean 'task_path'?"),
     ({"static_model": True}, TypeError, "unknown option 'static_model'"),
@@ -315,6 +318,12 @@ def test_bad_options_of_a_call(
     with pytest.raises(error) as raised:
         codegen("x =", **options)
     assert named in one_line(raised)
+
+
+def test_none_is_the_default_of_the_paths(taskflow: Callable[..., Any]) -> None:
+    codegen = taskflow(model="builtin", task_path=None, home_path=None)
+    assert codegen.task_instance.model == "builtin"
+    assert Path(codegen.task_path()).is_relative_to(os.environ["PPNLP_HOME"])
 
 
 @pytest.mark.parametrize(("options", "error", "named"), BAD_OPTIONS + BAD_CONSTRUCTION)

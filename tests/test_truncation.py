@@ -1,5 +1,4 @@
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 
@@ -36,10 +35,9 @@ GROUPS += ["(?i:{})", "(?m:{})", "(?s:{})", "(?a:{})"]
 REFERENCES = [r"\1", "(?(1)a|b)", "(?(1)#)"]
 CHOICES = ["(?:", "("]
 QUANTIFIERS = ["*", "+", "?", "{2}", "{0,2}", "*?", "+?", "??", "{1,2}?"]
-if sys.version_info >= (3, 11):
-    GROUPS.append("(?>{})")
-    CHOICES.append("(?>")
-    QUANTIFIERS += ["*+", "++", "?+"]
+GROUPS.append("(?>{})")
+CHOICES.append("(?>")
+QUANTIFIERS += ["*+", "++", "?+"]
 
 leaves = st.one_of(
     st.sampled_from([re.escape(one) for one in "a b\nx#"]),
@@ -151,8 +149,6 @@ ATOMIC = [
     ("(?>ab.z|a)b", "xab", "cdef"),  # of "xabbz" it is no match
     (["(?>a(?!.*z)|ab)c", "d"], "abcd", None),
 ]
-if sys.version_info < (3, 11):
-    ATOMIC.clear()
 
 
 # Each row: a pattern, a text not decided yet, and what more decides it (None: nothing does).

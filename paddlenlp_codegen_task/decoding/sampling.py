@@ -36,6 +36,11 @@ class Sampler:
 
     def choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
         """Return the next token of each sequence; row i of `output` belongs to sequences[i]."""
+        if np.isnan(output.candidates).any():
+            raise FloatingPointError(
+                "the model's logits are not numbers: its weights are broken, or overflow float16 "
+                "(then use precision='fp32')"
+            )
         # One draw a token from the sequence's own generator: a seed repeats in any batch.
         draws = np.zeros(len(sequences))
         if not self._greedy:

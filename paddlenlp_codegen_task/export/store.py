@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -60,20 +60,21 @@ def find_or_build(
         with FileLock(root / f".{key}.lock"):
             if _is_intact(folder):  # another process has built it meanwhile
                 return folder
-            for debris in root.glob(f".building-{key}-*"):
-                shutil.rmtree(debris)
+            _remove_debris(root, key)
             _check_space(root, needed)
             draft = Path(tempfile.mkdtemp(prefix=f".building-{key}-", dir=root))
             try:
                 build(draft)
                 _write_manifest(draft, parts)
                 _sync(draft)
-                draft.chmod(0o755)  # mkdtemp keeps others out
-                if folder.exists():  # damaged: out of the way, then gone
-                    damaged = draft.with_name(draft.name + "-damaged")
+                draft.chmod(0o755)  # mkdtemp keeps others out, and so may the user's mask
+                for path in draft.iterdir():
+                    path.chmod(0o644)
+                damaged = draft.with_name(draft.name + "-damaged")
+                if folder.exists():
                     folder.rename(damaged)
-                    shutil.rmtree(damaged)
                 draft.rename(folder)
+                shutil.rmtree(damaged, ignore_errors=True)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -83,8 +84,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what an export was made from, after checking every file's size and SHA-256.
 
     Raises:
-        ExportError: there is no manifest, or a file is missing or has changed.
+        ExportError: there is no manifest, or a file is missing, unreadable or has changed.
     """
+    try:
+        return _checked_manifest(folder)
+    except OSError as error:
+        raise ExportError(f"cannot read the export {folder}: {error}") from error
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ExportError(f"{folder} has no {MANIFEST}: not an export, or not a complete one")
@@ -106,9 +114,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def _remove_debris(root: Path, key: str) -> None:
+    """Remove what killed builds left; what is being built now is locked. `key`'s lock is held."""
+    for draft in root.glob(".building-*"):
+        other = draft.name.split("-")[1]
+        if other == key:
+            shutil.rmtree(draft, ignore_errors=True)
+            continue
+        try:
+            with FileLock(root / f".{other}.lock", timeout=0):
+                shutil.rmtree(draft, ignore_errors=True)
+        except Timeout:
+            continue
+
+
 def _is_intact(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
     try:
         read_manifest(folder)
     except ExportError:
@@ -154,6 +174,11 @@ def _explained(root: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Building also reads, elsewhere: that is not for this to explain.
+        if error.filename is not None:
+            place = Path(error.filename)
+            if not (place.is_relative_to(root) or root.is_relative_to(place)):
+                raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(
                 f"no space left for an export of about {needed / 1e6:,.0f} MB in {root}: free "

@@ -115,7 +115,7 @@ class CodeGenConfig:
             raise ValueError(f"{path} must hold a JSON object")
         try:
             return cls.from_dict(_flatten(values))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"{folder}: {error}") from None
 
 

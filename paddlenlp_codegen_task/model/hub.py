@@ -211,7 +211,8 @@ def _transfer(source: _Source, file: str) -> Path | None:
     actual = path.stat().st_size
     if size is not None and actual != size:
         # PaddleNLP's client appends a whole file to an unfinished one if a server knows no ranges.
-        path.unlink()
+        path.resolve().unlink()  # in the hub's cache, `path` is a link
+        path.unlink(missing_ok=True)
         raise DownloadError(f"{what} came with {actual:,} bytes instead of {size:,}. Try again")
     return path
 

@@ -36,14 +36,17 @@ class StepOutput:
 
 
 class Runtime(Protocol):
-    """Runs a model's forward step. Sequences in use occupy slots 0, 1, ... without gaps."""
+    """Runs a model's forward step. Sequences in use occupy slots 0, 1, ... without gaps.
+
+    Attributes:
+        config: sizes of the model.
+        cache: how much room the buffers have, and how much of it is used.
+        inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+    """
 
     config: CodeGenConfig
     cache: KVCache
-
-    @property
-    def inputs(self) -> list[tuple[str, list[int | None], str]]:
-        """Name, shape (None where it varies) and dtype of the graph's inputs."""
+    inputs: list[tuple[str, list[int | None], str]]
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected to run at once."""
@@ -58,6 +61,9 @@ class Runtime(Protocol):
 
     def move(self, source: int, target: int) -> None:
         """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+
+    def clear(self) -> None:
+        """Free the buffers; new ones are allocated when they are needed."""
 
     def close(self) -> None:
         """Free the model and its buffers."""

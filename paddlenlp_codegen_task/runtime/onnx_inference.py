@@ -83,7 +83,11 @@ def load(
 
 
 class OnnxRuntime:
-    """An ONNX graph and the KV buffers it writes to, which stay on the device."""
+    """An ONNX graph and the KV buffers it writes to, which stay on the device.
+
+    Attributes:
+        inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+    """
 
     def __init__(
         self, folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int
@@ -99,10 +103,12 @@ class OnnxRuntime:
             providers.insert(0, (_CUDA, {"device_id": device_id}))
         path = str(folder / onnx_graph.GRAPH_FILE)
         self._session = onnxruntime.InferenceSession(path, options, providers)
-        if self._session.get_providers()[0] != providers[0] and device_id is not None:
-            raise RuntimeError(f"ONNX Runtime cannot use GPU {device_id}; use device='cpu'")
-        (cache,) = (one for one in self._session.get_inputs() if one.name == "key_cache_0")
-        self._dtype = np.dtype(_DTYPES[cache.type])
+        _check_provider(self._session, device_id)
+        self.inputs = _inputs(self._session)
+        (dtype,) = (dtype for name, _, dtype in self.inputs if name == "key_cache_0")
+        self._dtype = np.dtype(dtype)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
         self._copier = onnxruntime.InferenceSession(_copy_model(self._dtype), options, providers)
         self._names = [
             (f"{kind}_cache_{layer}", f"{kind}_present_{layer}")
@@ -112,18 +118,6 @@ class OnnxRuntime:
         self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
         self._bound: tuple[int, int] | None = None
-
-    @property
-    def inputs(self) -> list[tuple[str, list[int | None], str]]:
-        """Name, shape and dtype of the graph's inputs."""
-        return [
-            (
-                one.name,
-                [size if isinstance(size, int) else None for size in one.shape],
-                _DTYPES[one.type],
-            )
-            for one in self._session.get_inputs()
-        ]
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
@@ -147,7 +141,7 @@ class OnnxRuntime:
         for name, value in (
             ("token_ids", padded),
             ("last_positions", np.array(totals, np.int32) - np.int32(1)),
-            ("total_length", np.array(max(max(totals), longest), np.int32)),
+            ("total_length", np.array(max(totals), np.int32)),
             ("output_rows", np.array(last, np.int64)),
         ):
             self._binding.bind_cpu_input(name, value)
@@ -167,8 +161,14 @@ class OnnxRuntime:
 
     def close(self) -> None:
         """Free the model and its buffers."""
-        self._session = self._binding = None
+        self._session = self._copier = self._binding = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Free the buffers; new ones are allocated when they are needed."""
         self._buffers.clear()
+        self.cache.reset(0)
+        self._bound = None
 
     def _bind(self, slot: int, rows: int) -> None:
         """Point the graph's caches at the memory of consecutive slots, as input and as output."""
@@ -225,6 +225,21 @@ class OnnxRuntime:
     def _zeros(self, size: int) -> Any:
         """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, self._dtype), *self._device)
+
+
+def _check_provider(session: Any, device_id: int | None) -> None:
+    """ONNX Runtime goes on without a GPU that it cannot use; say so instead."""
+    if device_id is not None and session.get_providers()[0] != _CUDA:
+        raise RuntimeError(f"ONNX Runtime cannot use GPU {device_id}; use device='cpu'")
+
+
+def _inputs(session: Any) -> list[tuple[str, list[int | None], str]]:
+    """Name, shape (None where it varies) and dtype of a graph's inputs."""
+    found = []
+    for one in session.get_inputs():
+        shape = [size if isinstance(size, int) else None for size in one.shape]
+        found.append((one.name, shape, _DTYPES[one.type]))
+    return found
 
 
 def _copy_model(dtype: np.dtype[Any]) -> bytes:

@@ -71,8 +71,11 @@ def load(
     return PaddleRuntime(graph, config, device_id, DTYPES[precision])
 
 
-def load_eager(weights: FusedWeights, device_id: int | None, precision: str) -> PaddleRuntime:
-    """Run the same step op by op, without an export."""
+def load_eager(
+    weights: FusedWeights, device_id: int | None, num_threads: int, precision: str
+) -> PaddleRuntime:
+    """Run the same step op by op, without an export; the threads are all eager Paddle's."""
+    paddle.base.core.set_num_threads(num_threads)
     graph = EagerGraph(weights, device_id, DTYPES[precision])
     return PaddleRuntime(graph, weights.config, device_id, DTYPES[precision])
 
@@ -193,7 +196,11 @@ def _place(device_id: int | None) -> str:
 
 
 class PaddleRuntime:
-    """A Paddle graph and the KV buffers it writes to, which stay on the device."""
+    """A Paddle graph and the KV buffers it writes to, which stay on the device.
+
+    Attributes:
+        inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+    """
 
     def __init__(
         self, graph: Graph, config: CodeGenConfig, device_id: int | None, dtype: str
@@ -203,13 +210,9 @@ class PaddleRuntime:
         self._graph: Graph | None = graph
         self._place = _place(device_id)
         self._dtype = dtype
+        self.inputs = paddle_graph.inputs(config, dtype)
         self._buffers: list[Tensor] = []
         self._bound: tuple[int, int] | None = None
-
-    @property
-    def inputs(self) -> list[tuple[str, list[int | None], str]]:
-        """Name, shape and dtype of the graph's inputs."""
-        return paddle_graph.inputs(self.config, self._dtype)
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
@@ -260,7 +263,13 @@ class PaddleRuntime:
     def close(self) -> None:
         """Free the model and its buffers."""
         self._graph = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Free the buffers; new ones are allocated when they are needed."""
         self._buffers.clear()
+        self.cache.reset(0)
+        self._bound = None
 
     def _reserve(self, slots: int, capacity: int) -> None:
         """Grow the buffers if they must hold more, keeping what they hold."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import TINY
+from filelock import FileLock
 from random_models import spread_tensors, write_model
 
 from paddlenlp_codegen_task import CodeGenerator
@@ -163,17 +164,27 @@ def test_wrong_manifest(tmp_path: Path, manifest: str) -> None:
 
 
 def test_half_written_folders_are_ignored_and_cleaned(tmp_path: Path) -> None:
-    for name in (f".building-{KEY}-abc", f".building-{KEY}-def-damaged"):
+    for name in (f".building-{KEY}-abc", f".building-{KEY}-def-damaged", ".building-other-abc"):
         build_in = tmp_path / name
         build_in.mkdir()
         build(build_in)
         (build_in / "sub").mkdir()
-    elsewhere = tmp_path / ".building-another0key-abc"  # perhaps being built just now
+    elsewhere = tmp_path / ".building-another0key-abc"
     elsewhere.mkdir()
-    find_or_build(tmp_path, PARTS, 0, build)
+    with FileLock(tmp_path / ".another0key.lock"):  # being built just now
+        find_or_build(tmp_path, PARTS, 0, build)
     assert elsewhere.is_dir()
     elsewhere.rmdir()
     assert_whole(tmp_path)
+
+
+def test_an_unreadable_checkpoint_is_not_called_an_unwritable_home(tmp_path: Path) -> None:
+    def read_elsewhere(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/model.safetensors")
+
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        find_or_build(tmp_path, PARTS, 0, read_elsewhere)
+    assert not list(tmp_path.glob(".building-*"))
 
 
 # Several processes, and killed ones

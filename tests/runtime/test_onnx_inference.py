@@ -17,6 +17,7 @@ from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import onnx_inference
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, decode, prefill
 from paddlenlp_codegen_task.runtime.onnx_inference import OnnxRuntime, find_device
 
@@ -205,3 +206,18 @@ def test_a_model_the_engine_cannot_run(tmp_path: Path) -> None:
 def test_devices() -> None:
     assert find_device("cpu") is None
     assert find_device("auto") is None
+
+
+class Session:
+    """As much of an inference session as tells which providers it runs on."""
+
+    def __init__(self, *providers: str) -> None:
+        self.get_providers = lambda: list(providers)
+
+
+def test_a_gpu_that_cannot_be_used_is_said_so() -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    onnx_inference._check_provider(Session(cuda, cpu), 0)
+    onnx_inference._check_provider(Session(cpu), None)
+    with pytest.raises(RuntimeError, match="cannot use GPU 1; use device='cpu'"):
+        onnx_inference._check_provider(Session(cpu), 1)
