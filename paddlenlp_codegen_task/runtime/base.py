@@ -69,6 +69,22 @@ class Runtime(Protocol):
         """Free the model and its buffers."""
 
 
+def pack(cache: KVCache, slot: int, token_ids: Sequence[Sequence[int]]) -> tuple[Ids, Ids, Ids]:
+    """Lay out the new tokens of consecutive slots as a graph takes them.
+
+    Returns:
+        token ids [B, T], padded on the right; the slots' lengths [B] before them; and where each
+        row's last token is among the B * T, [B]. All int64.
+    """
+    longest = max(map(len, token_ids))
+    padded = np.zeros((len(token_ids), longest), np.int64)
+    for row, tokens in enumerate(token_ids):
+        padded[row, : len(tokens)] = tokens
+    lengths = np.array([cache.lengths[slot + row] for row in range(len(token_ids))], np.int64)
+    last = [row * longest + len(tokens) - 1 for row, tokens in enumerate(token_ids)]
+    return padded, lengths, np.array(last, np.int64)
+
+
 def prefill(runtime: Runtime, slot: int, prompts: Sequence[Sequence[int]]) -> StepOutput:
     """Start new sequences in consecutive slots; one prompt is run in chunks if it is long.
 

@@ -16,7 +16,7 @@ from paddlenlp_codegen_task.export import onnx_graph
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime.base import StepOutput
+from paddlenlp_codegen_task.runtime.base import StepOutput, pack
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
 PRECISIONS = tuple(onnx_graph.BYTES_PER_VALUE)
@@ -128,27 +128,23 @@ class OnnxRuntime:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._session is None:
             raise RuntimeError("this runtime is closed")
-        rows, longest = len(token_ids), max(map(len, token_ids))
-        lengths = [self.cache.lengths[slot + row] for row in range(rows)]
-        self._reserve(slot + rows, max(lengths) + longest)
+        rows = len(token_ids)
+        padded, lengths, last = pack(self.cache, slot, token_ids)
+        self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
         if self._bound != (slot, rows):
             self._bind(slot, rows)
-        padded = np.zeros((rows, longest), np.int64)
-        for row, tokens in enumerate(token_ids):
-            padded[row, : len(tokens)] = tokens
-        totals = [length + len(t) for length, t in zip(lengths, token_ids, strict=True)]
-        last = [row * longest + len(t) - 1 for row, t in enumerate(token_ids)]
+        totals = lengths + [len(tokens) for tokens in token_ids]
         for name, value in (
             ("token_ids", padded),
-            ("last_positions", np.array(totals, np.int32) - np.int32(1)),
-            ("total_length", np.array(max(totals), np.int32)),
-            ("output_rows", np.array(last, np.int64)),
+            ("last_positions", (totals - 1).astype(np.int32)),
+            ("total_length", totals.max().astype(np.int32)),
+            ("output_rows", last),
         ):
-            self._binding.bind_cpu_input(name, value)
+            self._binding.bind_cpu_input(name, np.asarray(value))
         self._session.run_with_iobinding(self._binding)
         candidates, candidate_ids, logits = self._binding.get_outputs()[:3]
-        for row, total in enumerate(totals):
-            self.cache.lengths[slot + row] = total
+        for row, tokens in enumerate(token_ids):
+            self.cache.lengths[slot + row] += len(tokens)
         return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
 
     def move(self, source: int, target: int) -> None:

@@ -16,7 +16,7 @@ from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.export.paddle_graph import Tensor
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime.base import Ids, StepOutput
+from paddlenlp_codegen_task.runtime.base import Ids, StepOutput, pack
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
 DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -224,9 +224,8 @@ class PaddleRuntime:
         if self._graph is None:
             raise RuntimeError("this runtime is closed")
         rows = len(token_ids)
-        lengths = [self.cache.lengths[slot + row] for row in range(rows)]
-        longest = max(map(len, token_ids))
-        self._reserve(slot + rows, max(lengths) + longest)
+        padded, lengths, last = pack(self.cache, slot, token_ids)
+        self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
         if self._bound != (slot, rows):
             size = self.config.n_head * self.cache.capacity
             with paddle_graph.paddle_mode(static=False):
@@ -234,11 +233,7 @@ class PaddleRuntime:
                     [buffer._slice(slot * size, (slot + rows) * size) for buffer in self._buffers]
                 )
             self._bound = slot, rows
-        padded = np.zeros((rows, longest), np.int64)
-        for row, tokens in enumerate(token_ids):
-            padded[row, : len(tokens)] = tokens
-        last = np.array([row * longest + len(t) - 1 for row, t in enumerate(token_ids)], np.int64)
-        output = self._graph.run(padded, np.array(lengths, np.int64), last)
+        output = self._graph.run(padded, lengths, last)
         for row, tokens in enumerate(token_ids):
             self.cache.lengths[slot + row] += len(tokens)
         return output
