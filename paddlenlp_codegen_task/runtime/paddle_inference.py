@@ -121,10 +121,10 @@ class StaticGraph:
 
 
 def _let_mkl_use_avx2() -> None:
-    """Make the MKL of Paddle's wheels (2019) use AVX2 on a CPU that is not Intel's.
+    """Make the MKL of Paddle's wheels (2019) use its AVX2 code on an AMD CPU.
 
-    It falls back to SSE there: batches then run at half the speed. MKL reads this variable, which
-    that version has and later ones ignore, when it computes its first product.
+    By itself it takes a slower path there (docs/static_graph.md has figures). MKL reads this
+    variable, which that version has and later ones ignore, when it computes its first product.
     """
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
