@@ -37,7 +37,6 @@ setup(
         "numpy<2",
         "safetensors",
         "tokenizers",
-        "wrapt",
     ],
     extras_require={
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],

@@ -6,14 +6,10 @@
 # Paddle 2.6 exports zlib symbols of its own; Python's zlib has to be loaded before it.
 import zlib  # noqa: F401
 
-import wrapt
-
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import CodeGenerator, Completion
-from paddlenlp_codegen_task.registry import register
+from paddlenlp_codegen_task.registry import register, register_on_import
 
 __all__ = ["CodeGenerator", "Completion", "GenerationConfig", "register"]
 
-# Now if PaddleNLP is loaded, else when it is: importing it takes seconds, which CodeGenerator
-# alone does not need.
-wrapt.register_post_import_hook(register, "paddlenlp.taskflow.taskflow")
+register_on_import()

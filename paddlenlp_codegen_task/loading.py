@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
 
 import numpy as np
 
 from paddlenlp_codegen_task.export import store
-from paddlenlp_codegen_task.model import hub, reference
+from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import CONFIG_FILES, DEFAULT_MODEL, TOKENIZER_FILES
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import engines
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
@@ -27,47 +29,9 @@ logger = logging.getLogger(__name__)
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
 
-# Modules that export a graph and run it; each has the functions of `Engine`.
-_MODULES = {
-    "paddle": "paddlenlp_codegen_task.runtime.paddle_inference",
-    "onnxruntime": "paddlenlp_codegen_task.runtime.onnx_inference",
-}
-ENGINES = ("auto", *_MODULES)
-PRECISIONS = ("auto", "fp32", "fp16", "int8", "int8_weight_only", "int4")
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0, "int8_weight_only": 2.0, "int4": 3.0}
-
-
-class Engine(Protocol):
-    """What a module of _MODULES offers."""
-
-    PRECISIONS: tuple[str, ...]
-
-    def unsupported(self, config: CodeGenConfig) -> str | None:
-        """Why a model of these sizes cannot run, or None if it can."""
-
-    def find_device(self, device: str) -> int | None:
-        """Number of the GPU that `device` means, or None for the CPU; ValueError if none."""
-
-    def versions(self) -> dict[str, str]:
-        """What an export depends on beside the weights and the precision."""
-
-    def export_bytes(self, config: CodeGenConfig, precision: str) -> int:
-        """Size of an export on disk, about."""
-
-    def export(self, weights: FusedWeights, folder: Path, precision: str) -> None:
-        """Write the graph and its weights into `folder`."""
-
-    def load(
-        self,
-        folder: Path,
-        config: CodeGenConfig,
-        device_id: int | None,
-        num_threads: int,
-        precision: str,
-    ) -> Runtime:
-        """Load what `export` wrote."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +62,7 @@ class LoadOptions:
     static_mode: bool = True
 
     def __post_init__(self) -> None:
-        for name, allowed in (("engine", ENGINES), ("precision", PRECISIONS)):
+        for name, allowed in (("engine", engines.ENGINES), ("precision", engines.PRECISIONS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(
@@ -134,14 +98,15 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     """
     name, folder = _find(name_or_path, options)
     config = CodeGenConfig.from_folder(folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    _check_vocabulary(folder, config, tokenizer)
-    engine_name, engine = _choose_engine(options, config)
+    engine_name, engine = engines.choose(
+        options.engine, options.precision, options.device, options.static_mode, config
+    )
     device_id = engine.find_device(options.device)
-    precision = _resolve_precision(options.precision, device_id, engine_name, engine)
+    precision = engines.resolve_precision(options.precision, device_id, engine_name, engine)
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
         if not options.static_mode:
+            tokenizer = _checked_tokenizer(folder, config)
             eager = _load_eager(weights, device_id, options.threads, precision)
             return LoadedModel(name, folder, eager, tokenizer)
 
@@ -149,13 +114,15 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
             return engine.load(export, config, device_id, options.threads, precision)
 
         def build(draft: Path) -> None:
+            _checked_tokenizer(folder, config)
             logger.info("exporting %s to a static graph", folder)
             for path in _copied_files(folder):
                 shutil.copyfile(path, draft / path.name)
             engine.export(weights, draft, precision)
             _check_export(load(draft), weights, precision)
 
-        export = store.find_or_build(
+        find_or_build = partial(
+            store.find_or_build,
             options.home / "taskflow" / "code_generation" / name,
             {
                 "weights": weights.identity(),
@@ -167,7 +134,10 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
             engine.export_bytes(config, precision),
             build,
         )
-    return LoadedModel(name, export, load(export), tokenizer)
+        try:
+            return _open(name, find_or_build(large_files=False), load)
+        except store.ExportError:  # what is damaged is found by name now, and built again
+            return _open(name, find_or_build(), load)
 
 
 def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
@@ -191,9 +161,9 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
         asked = getattr(options, option)
         if asked not in ("auto", ours):
             raise ValueError(f"{option}: {folder} was exported for {ours!r}, not {asked!r}")
-    if engine_name not in _MODULES:
+    if engine_name not in engines.MODULES:
         raise store.ExportError(f"{folder} was exported for {engine_name!r}, an unknown engine")
-    engine = _import_engine(engine_name)
+    engine = engines.load_engine(engine_name)
     for part, version in engine.versions().items():
         if made_from.get(part) != version:
             raise store.ExportError(
@@ -202,46 +172,36 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
             )
     config = CodeGenConfig.from_folder(folder)
     device_id = engine.find_device(options.device)
-    _resolve_precision(precision, device_id, engine_name, engine)
-    runtime = engine.load(folder, config, device_id, options.threads, precision)
-    return LoadedModel(folder.name, folder, runtime, Tokenizer.from_folder(folder))
+    engines.resolve_precision(precision, device_id, engine_name, engine)
+
+    def load(export: Path) -> Runtime:
+        return engine.load(export, config, device_id, options.threads, precision)
+
+    return _open(folder.name, folder, load)
 
 
-def _choose_engine(options: LoadOptions, config: CodeGenConfig) -> tuple[str, Engine]:
-    """The engine asked for; "auto" is Paddle, unless only ONNX Runtime has the precision."""
-    name = options.engine
-    if not options.static_mode:
-        if name == "onnxruntime":
-            raise ValueError("static_mode=False runs Paddle eagerly: with it use engine='paddle'")
-        name = "paddle"
-    if name == "auto":
-        name = "paddle" if options.precision in ("auto", "fp32", "fp16") else "onnxruntime"
-    engine = _import_engine(name)
-    reason = engine.unsupported(config)
-    if reason is not None:
-        raise ValueError(f"engine {name!r} cannot run this model: {reason}; use engine='paddle'")
-    return name, engine
-
-
-def _import_engine(name: str) -> Engine:
-    try:
-        return cast(Engine, importlib.import_module(_MODULES[name]))
-    except ImportError as error:
-        package = {"paddle": "paddlepaddle", "onnxruntime": "onnxruntime onnx"}[name]
-        raise ValueError(f"engine {name!r} needs: pip install {package} ({error})") from error
+def _open(name: str, export: Path, load: Callable[[Path], Runtime]) -> LoadedModel:
+    """Load an export's graph, while threads read its tokenizer and check its large files."""
+    with ThreadPoolExecutor(2) as pool:
+        tokenizer = pool.submit(Tokenizer.from_folder, export)
+        checked = pool.submit(store.check_large_files, export)
+        try:
+            runtime = load(export)
+        except Exception:
+            checked.result()  # if a file is damaged, that says more
+            raise
+        try:
+            checked.result()
+            return LoadedModel(name, export, runtime, tokenizer.result())
+        except BaseException:
+            runtime.close()
+            raise
 
 
 def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> tuple[str, Path]:
     """The name and checkpoint folder of what is asked for."""
     if name_or_path is None:
-        try:
-            name, from_hf_hub = DEFAULT_MODEL, options.from_hf_hub
-            return name, hub.fetch(name, from_hf_hub=from_hf_hub, home=options.home)
-        except hub.DownloadError as error:
-            logger.warning(
-                "The small built-in model runs, good for trying things out only: %s", error
-            )
-            return BUILTIN, BUILTIN_FOLDER
+        return _find_default(options)
     if name_or_path == BUILTIN:
         if options.from_hf_hub:
             raise ValueError("from_hf_hub=True: the built-in model is not on the hub")
@@ -253,8 +213,22 @@ def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> 
         if options.from_hf_hub:
             raise ValueError(f"from_hf_hub=True needs a repository's name, got the path {folder}")
         raise FileNotFoundError(f"task_path: there is no folder {folder}")
+    from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
+
     found = hub.fetch(name_or_path, from_hf_hub=options.from_hf_hub, home=options.home)
     return name_or_path, found
+
+
+def _find_default(options: LoadOptions) -> tuple[str, Path]:
+    """The best model that is here or can be had, with a warning if that is the built-in one."""
+    from paddlenlp_codegen_task.model import hub
+
+    try:
+        found = hub.fetch(DEFAULT_MODEL, from_hf_hub=options.from_hf_hub, home=options.home)
+    except hub.DownloadError as error:
+        logger.warning("The small built-in model runs, good for trying things out only: %s", error)
+        return BUILTIN, BUILTIN_FOLDER
+    return DEFAULT_MODEL, found
 
 
 def _is_path(name: str) -> bool:
@@ -262,27 +236,14 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _check_vocabulary(folder: Path, config: CodeGenConfig, tokenizer: Tokenizer) -> None:
+def _checked_tokenizer(folder: Path, config: CodeGenConfig) -> Tokenizer:
+    tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size}; the files do not belong together"
         )
-
-
-def _resolve_precision(
-    precision: str, device_id: int | None, engine_name: str, engine: Engine
-) -> str:
-    if precision == "auto":
-        return "fp32" if device_id is None else "fp16"
-    if precision not in engine.PRECISIONS:
-        raise ValueError(
-            f"precision {precision!r} is not one of engine {engine_name!r}: "
-            f"{', '.join(engine.PRECISIONS)}"
-        )
-    if precision == "fp16" and device_id is None:
-        raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'fp32'")
-    return precision
+    return tokenizer
 
 
 def _load_eager(

@@ -23,10 +23,11 @@ import pytest
 import paddlenlp_codegen_task
 from paddlenlp_codegen_task import GenerationConfig
 from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
-from paddlenlp_codegen_task.loading import BUILTIN, BUILTIN_FOLDER, ENGINES, PRECISIONS, LoadOptions
+from paddlenlp_codegen_task.loading import BUILTIN, BUILTIN_FOLDER, LoadOptions
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS
+from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ["README.md", "docs/models.md", "docs/static_graph.md", "docs/truncation.md"]

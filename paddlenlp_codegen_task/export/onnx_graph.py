@@ -12,15 +12,9 @@ from onnx import TensorProto, helper
 
 from paddlenlp_codegen_task.export import quantize
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
+from paddlenlp_codegen_task.export.onnx_files import COPY_FILE, GRAPH_FILE, WEIGHTS_FILE
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, FusedWeights, rotary_tables
-
-GRAPH_VERSION = 1  # part of an export's key: raise it with every change of the graph or its files
-GRAPH_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
-
-# Each precision, and the bytes of one weight in it, scales included.
-BYTES_PER_VALUE = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01, "int8_weight_only": 1.04, "int4": 0.75}
 
 _OPSET, _IR_VERSION = 18, 10
 _MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
@@ -30,14 +24,18 @@ _ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped i
 def save_graph(weights: FusedWeights, folder: Path, precision: str) -> None:
     """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
 
+    Beside it goes copy.onnx, which copies a buffer of the caches into a larger one.
+
     The graph's inputs are those of `paddle_graph.step`, but for the lengths, which
     GroupQueryAttention wants as `last_positions` [B] int32 (tokens of a row with the new ones,
     less 1) and `total_length` int32 (the largest of them plus 1); caches are 4-D and come out
     again as key_present_i and value_present_i, to be bound to the same memory.
     """
     with (folder / WEIGHTS_FILE).open("wb") as file:
-        model = _GraphBuilder(file, weights.config, precision).build(weights)
+        builder = _GraphBuilder(file, weights.config, precision)
+        model = builder.build(weights)
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+    (folder / COPY_FILE).write_bytes(_copy_model(builder.dtype).SerializeToString())
 
 
 class _GraphBuilder:
@@ -47,7 +45,7 @@ class _GraphBuilder:
         self._file = file
         self._config = config
         self._precision = precision
-        self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._nodes: list[Any] = []
         self._tensors: list[Any] = []
 
@@ -60,7 +58,6 @@ class _GraphBuilder:
         self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
         if self._precision == "int8":
             self._constant("last_axis", [-1])
-            self._constant("tiny", np.float32(1e-30))  # a row of zeros is not divided by zero
             # -1 to 1 as 1 to 255: with signed weights, unsigned inputs take the fast path.
             self._constant("row_scale", np.float32(1 / 127))
             self._constant("row_zero", np.uint8(128))
@@ -164,7 +161,7 @@ class _GraphBuilder:
         """
         values, scales = quantize.per_channel(weight)
         largest = self._node("ReduceMax", [self._node("Abs", [x]), "last_axis"], keepdims=1)
-        largest = self._node("Max", [largest, "tiny"])
+        # A row of zeros becomes NaN, then some integers, and zeros again by the last product.
         rows = self._node("Div", [x, largest])
         product = self._node(
             "MatMulIntegerToFloat",
@@ -201,7 +198,7 @@ class _GraphBuilder:
     def _weight(self, name: str, value: npt.NDArray[Any]) -> str:
         """Write a weight to the file; floats in the graph's type."""
         if value.dtype == np.float32:
-            value = value.astype(self._dtype, copy=False)
+            value = value.astype(self.dtype, copy=False)
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
         tensor = TensorProto(name=name, dims=value.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -215,7 +212,7 @@ class _GraphBuilder:
 
     def _model(self) -> Any:
         config = self._config
-        floats = helper.np_dtype_to_tensor_dtype(self._dtype)
+        floats = helper.np_dtype_to_tensor_dtype(self.dtype)
         value = helper.make_tensor_value_info
         count = min(NUM_CANDIDATES, config.vocab_size)
         inputs = [
@@ -237,3 +234,17 @@ class _GraphBuilder:
         graph = helper.make_graph(self._nodes, "codegen_step", inputs, outputs, self._tensors)
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+
+
+def _copy_model(dtype: np.dtype[Any]) -> Any:
+    """A graph that copies x into the front corner of the larger y: on a device, numpy cannot."""
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    sizes = ["rows", "heads", "capacity", "width"]
+    x, y = (
+        helper.make_tensor_value_info(name, kind, [name + one for one in sizes]) for name in "xy"
+    )
+    pads = helper.make_tensor_value_info("pads", TensorProto.INT64, [2 * len(sizes)])
+    node = helper.make_node("Pad", ["x", "pads"], ["y"])
+    graph = helper.make_graph([node], "copy", [x, pads], [y])
+    opsets = [helper.make_opsetid("", _OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)

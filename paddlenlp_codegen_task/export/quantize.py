@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,8 @@ Int8 = npt.NDArray[np.int8]
 # Values of one column that share a scale. Larger blocks are faster and less exact.
 BLOCK = {8: 128, 4: 32}
 
+_PART = 1 << 20  # values quantized at a time
+
 
 def per_channel(weight: Array) -> tuple[Int8, Array]:
     """Quantize a weight [in, out] to signed 8 bits, symmetric, with one scale a column.
@@ -20,9 +24,14 @@ def per_channel(weight: Array) -> tuple[Int8, Array]:
     Returns:
         values [in, out] int8, and scales [out] float32: weight is about values * scales.
     """
-    scales = np.abs(weight).max(axis=0) / np.float32(127)
-    scales[scales == 0] = 1
-    return np.rint(weight / scales).astype(np.int8), scales
+    values = np.empty(weight.shape, np.int8)
+    scales = np.empty(weight.shape[1], np.float32)
+    for part in _columns(weight):
+        scale = np.abs(weight[:, part]).max(axis=0) / np.float32(127)
+        scale[scale == 0] = 1
+        values[:, part] = np.rint(weight[:, part] / scale)
+        scales[part] = scale
+    return values, scales
 
 
 def per_row(table: Array) -> tuple[Int8, Array]:
@@ -44,13 +53,25 @@ def blockwise(weight: Array, bits: int) -> tuple[Bytes, Array]:
     block, middle = BLOCK[bits], 1 << (bits - 1)
     inputs, outputs = weight.shape
     blocks = -(-inputs // block)
-    padded = np.zeros((outputs, blocks * block), np.float32)
-    padded[:, :inputs] = weight.T
-    groups = padded.reshape(outputs, blocks, block)
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2, keepdims=True), axis=2)
-    scales = largest / np.float32(-middle)
-    scales[scales == 0] = 1
-    values: Bytes = np.clip(np.rint(groups / scales) + middle, 0, 2 * middle - 1).astype(np.uint8)
-    if bits == 4:
-        values = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
+    values = np.empty((outputs, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((outputs, blocks, 1), np.float32)
+    for part in _columns(weight):
+        padded = np.zeros((part.stop - part.start, blocks * block), np.float32)
+        padded[:, :inputs] = weight[:, part].T
+        groups = padded.reshape(-1, blocks, block)
+        largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2, keepdims=True), axis=2)
+        scale = largest / np.float32(-middle)
+        scale[scale == 0] = 1
+        rounded = np.clip(np.rint(groups / scale) + middle, 0, 2 * middle - 1).astype(np.uint8)
+        if bits == 4:
+            rounded = rounded[..., 0::2] | (rounded[..., 1::2] << np.uint8(4))
+        values[part], scales[part] = rounded, scale
     return values, scales.reshape(-1)
+
+
+def _columns(weight: Array) -> Iterator[slice]:
+    """Columns of a weight [in, out] to quantize at a time, as that takes several copies of them."""
+    inputs, outputs = weight.shape
+    step = max(1, _PART // inputs)
+    for start in range(0, outputs, step):
+        yield slice(start, min(start + step, outputs))

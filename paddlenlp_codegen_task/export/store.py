@@ -1,6 +1,7 @@
 """Exports on disk: built in a temporary folder, checked, published by one rename, and verified.
 
-<root>/<key>/            a published export: the graph, the tokenizer, config.json, manifest.json
+<root>/<key>/            a published export: the graph, the tokenizer, config.json, manifest.json,
+                         and checked.json once its large files have been read
 <root>/.building-<key>-*  one that is being built; left by a killed process, it is removed later
 <root>/.<key>.lock       held while building
 """
@@ -14,14 +15,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+CHECKED = "checked.json"
+_LARGE = 16 << 20  # bytes of a file whose hash may be checked while it is being loaded
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
@@ -36,7 +37,12 @@ def export_key(parts: Mapping[str, str]) -> str:
 
 
 def find_or_build(
-    root: Path, parts: Mapping[str, str], needed: int, build: Callable[[Path], None]
+    root: Path,
+    parts: Mapping[str, str],
+    needed: int,
+    build: Callable[[Path], None],
+    *,
+    large_files: bool = True,
 ) -> Path:
     """Return the folder of the export for `parts`, building it if it is missing or damaged.
 
@@ -47,18 +53,22 @@ def find_or_build(
         parts: what the export depends on; recorded in its manifest.
         needed: bytes of disk that building takes, about.
         build: writes the export into an empty folder and checks it.
+        large_files: whether to read large files too before trusting an export that is there;
+            if not, `check_large_files` is to be called.
 
     Raises:
         ExportError: the disk is full, or `root` is not writable.
     """
     key = export_key(parts)
     folder = root / key
-    if _is_intact(folder):  # published by rename, so no lock is needed to read it
+    if _is_intact(folder, large_files):  # published by rename, so no lock is needed to read it
         return folder
+    from filelock import FileLock  # only here: it takes a good part of a fast start
+
     with _explained(root, needed):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{key}.lock"):
-            if _is_intact(folder):  # another process has built it meanwhile
+            if _is_intact(folder, large_files):  # another process has built it meanwhile
                 return folder
             _remove_debris(root, key)
             _check_space(root, needed)
@@ -81,18 +91,66 @@ def find_or_build(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what an export was made from, after checking every file's size and SHA-256.
+    """Return what an export was made from, after checking its files' sizes and SHA-256.
+
+    The content of large files is left to `check_large_files`.
 
     Raises:
         ExportError: there is no manifest, or a file is missing, unreadable or has changed.
     """
+    with _readable(folder):
+        manifest, files = _parsed_manifest(folder)
+        for name, (size, digest) in files.items():
+            file = folder / name
+            if Path(name).name != name or not file.is_file():
+                raise ExportError(f"{folder} lacks {name}; export again")
+            if file.stat().st_size != size:
+                raise _damaged(file)
+            if size < _LARGE:
+                _check_content(file, digest)
+        return manifest
+
+
+def check_large_files(folder: Path) -> None:
+    """Check the SHA-256 that `read_manifest` left out; it may run while the export is loaded.
+
+    That takes as long as reading the files does, so it is noted in the folder, and not done again
+    before one of them is written to.
+
+    Raises:
+        ExportError: a file is unreadable or has changed.
+    """
+    with _readable(folder):
+        _, files = _parsed_manifest(folder)
+        large = {name: digest for name, (size, digest) in files.items() if size >= _LARGE}
+        state = {name: _state(folder / name) for name in large}
+        note = folder / CHECKED
+        if note.is_file() and note.read_bytes() == json.dumps(state).encode():
+            return
+        for name, digest in large.items():
+            _check_content(folder / name, digest)
+    with suppress(OSError):  # an export may be read-only: then it is read again each time
+        draft = folder / f".{CHECKED}-{os.getpid()}"
+        draft.write_text(json.dumps(state), encoding="utf-8")
+        draft.replace(note)
+
+
+def _state(file: Path) -> list[int]:
+    """What changes when a file is written to, replaced, or copied elsewhere."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
     try:
-        return _checked_manifest(folder)
+        yield
     except OSError as error:
         raise ExportError(f"cannot read the export {folder}: {error}") from error
 
 
-def _checked_manifest(folder: Path) -> dict[str, Any]:
+def _parsed_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]:
+    """The manifest, and each file's size and SHA-256."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ExportError(f"{folder} has no {MANIFEST}: not an export, or not a complete one")
@@ -105,17 +163,22 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
         raise ExportError(f"{path} is damaged; export again") from None
     if version != MANIFEST_VERSION:
         raise ExportError(f"{path} has version {version}, not {MANIFEST_VERSION}; export again")
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        if Path(name).name != name or not file.is_file():
-            raise ExportError(f"{folder} lacks {name}; export again")
-        if file.stat().st_size != size or _sha256(file) != digest:
-            raise ExportError(f"{file} is damaged: it is not what was exported; export again")
-    return dict(manifest)
+    return dict(manifest), expected
+
+
+def _check_content(file: Path, digest: str) -> None:
+    if _sha256(file) != digest:
+        raise _damaged(file)
+
+
+def _damaged(file: Path) -> ExportError:
+    return ExportError(f"{file} is damaged: it is not what was exported; export again")
 
 
 def _remove_debris(root: Path, key: str) -> None:
     """Remove what killed builds left; what is being built now is locked. `key`'s lock is held."""
+    from filelock import FileLock, Timeout
+
     for draft in root.glob(".building-*"):
         other = draft.name.split("-")[1]
         if other == key:
@@ -128,9 +191,11 @@ def _remove_debris(root: Path, key: str) -> None:
             continue
 
 
-def _is_intact(folder: Path) -> bool:
+def _is_intact(folder: Path, large_files: bool) -> bool:
     try:
         read_manifest(folder)
+        if large_files:
+            check_large_files(folder)
     except ExportError:
         return False
     return True

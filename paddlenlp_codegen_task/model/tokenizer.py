@@ -37,15 +37,8 @@ class Tokenizer:
         if eos_token_id is None:
             raise ValueError(f"the end of text token {eos_token!r} is not in the vocabulary")
         self.eos_token_id: int = eos_token_id
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        alphabet = _byte_alphabet()
-        self._bytes: dict[int, bytes] = {}
-        for token, token_id in vocabulary.items():
-            try:
-                self._bytes[token_id] = bytes([alphabet[character] for character in token])
-            except KeyError:  # not BPE's own, but added as text
-                self._bytes[token_id] = token.encode("utf-8")
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._bytes: dict[int, bytes] = {}  # of the tokens that were added to BPE's own
         special = _special_tokens(settings)
         for token_id, added in backend.get_added_tokens_decoder().items():
             hidden = added.special or added.content in special
@@ -120,7 +113,18 @@ class Tokenizer:
         They are empty for special tokens and for ids beyond the vocabulary, which a model with a
         padded vocabulary may generate. A character may be spread over several tokens.
         """
-        return self._bytes.get(token_id, b"")
+        known = self._bytes.get(token_id)
+        if known is not None:
+            return known
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        token: str | None = self._backend.id_to_token(token_id)
+        if token is None:  # a gap
+            return b""
+        try:
+            return bytes([_BYTES[character] for character in token])
+        except KeyError:  # not BPE's own, but added as text
+            return token.encode("utf-8")
 
 
 def _add_tokens(
@@ -202,3 +206,6 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {
         chr(0x100 + n): byte for n, byte in enumerate(others)
     }
+
+
+_BYTES = _byte_alphabet()

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 
-from paddlenlp_codegen_task.export import onnx_graph
+from paddlenlp_codegen_task.export import onnx_files
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import huge_pages
 from paddlenlp_codegen_task.runtime.base import StepOutput, pack
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
-PRECISIONS = tuple(onnx_graph.BYTES_PER_VALUE)
+PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
@@ -61,17 +61,21 @@ def find_device(device: str) -> int | None:
 
 def versions() -> dict[str, str]:
     """What an exported graph depends on beside the weights."""
-    return {"graph": str(onnx_graph.GRAPH_VERSION), "onnxruntime": onnxruntime.__version__}
+    return {"graph": str(onnx_files.GRAPH_VERSION), "onnxruntime": onnxruntime.__version__}
 
 
 def export_bytes(config: CodeGenConfig, precision: str) -> int:
     """Size of an export on disk, about."""
     values = sum(math.prod(shape) for shape in expected_shapes(config).values())
-    return int(values * onnx_graph.BYTES_PER_VALUE[precision]) + 10_000_000
+    return int(values * onnx_files.BYTES_PER_VALUE[precision]) + 10_000_000
 
 
 def export(weights: FusedWeights, folder: Path, precision: str) -> None:
     """Write the graph and its weights into `folder`."""
+    try:  # onnx is needed for this only, not to run what it wrote
+        from paddlenlp_codegen_task.export import onnx_graph
+    except ImportError as error:
+        raise ValueError(f"exporting for ONNX Runtime needs: pip install onnx ({error})") from error
     onnx_graph.save_graph(weights, folder, precision)
 
 
@@ -101,15 +105,17 @@ class OnnxRuntime:
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:
             providers.insert(0, (_CUDA, {"device_id": device_id}))
-        path = str(folder / onnx_graph.GRAPH_FILE)
-        self._session = onnxruntime.InferenceSession(path, options, providers)
+        path = str(folder / onnx_files.GRAPH_FILE)
+        with huge_pages.advised():
+            self._session = onnxruntime.InferenceSession(path, options, providers)
         _check_provider(self._session, device_id)
         self.inputs = _inputs(self._session)
         (dtype,) = (dtype for name, _, dtype in self.inputs if name == "key_cache_0")
         self._dtype = np.dtype(dtype)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._copier = onnxruntime.InferenceSession(_copy_model(self._dtype), options, providers)
+        path = str(folder / onnx_files.COPY_FILE)
+        self._copier = onnxruntime.InferenceSession(path, options, providers)
         self._names = [
             (f"{kind}_cache_{layer}", f"{kind}_present_{layer}")
             for layer in range(config.n_layer)
@@ -149,10 +155,11 @@ class OnnxRuntime:
 
     def move(self, source: int, target: int) -> None:
         """Move the sequence in slot `source` to slot `target`, replacing what is there."""
-        size = self.config.n_head * self.cache.capacity * self.config.head_dim
+        shape = self._slots_shape(1)
+        size = math.prod(shape) * self._dtype.itemsize
         for buffer in self._buffers:
             start = buffer.data_ptr()
-            self._copy(start, source * size, start, target * size, size)
+            self._copy(start + source * size, shape, start + target * size, shape)
         self.cache.lengths[target] = self.cache.lengths.pop(source)
 
     def close(self) -> None:
@@ -168,8 +175,7 @@ class OnnxRuntime:
 
     def _bind(self, slot: int, rows: int) -> None:
         """Point the graph's caches at the memory of consecutive slots, as input and as output."""
-        config, capacity = self.config, self.cache.capacity
-        shape = (rows, config.n_head, capacity, config.head_dim)
+        shape = self._slots_shape(rows)
         offset = slot * math.prod(shape[1:]) * self._dtype.itemsize
         self._binding = self._session.io_binding()
         for name, device in (("candidates", ("cpu", 0)), ("candidate_ids", ("cpu", 0))):
@@ -183,13 +189,13 @@ class OnnxRuntime:
 
     def _reserve(self, slots: int, capacity: int) -> None:
         """Grow the buffers if they must hold more, keeping what they hold."""
-        old_slots, old_capacity = self.cache.slots, self.cache.capacity
+        old_shape = self._slots_shape(self.cache.slots)
         if not self.cache.grow(slots, capacity):
             return
         self._bound = None
-        heads, width = self.config.n_head, self.config.head_dim
-        size = self.cache.slots * heads * self.cache.capacity * width
-        if not old_capacity:  # nothing to keep: what was allocated before serves if it is enough
+        shape = self._slots_shape(self.cache.slots)
+        size = math.prod(shape)
+        if not math.prod(old_shape):  # nothing to keep: what was allocated before may be enough
             fit = [buffer.shape()[0] >= size for buffer in self._buffers]
             if len(fit) < len(self._names) or not all(fit):  # growing may have failed midway
                 self._buffers.clear()
@@ -197,25 +203,22 @@ class OnnxRuntime:
             return
         for i, old in enumerate(self._buffers):
             new = self._zeros(size)
-            for slot in range(old_slots):
-                if not self.cache.lengths[slot]:
-                    continue
-                for head in range(slot * heads, (slot + 1) * heads):
-                    self._copy(
-                        old.data_ptr(),
-                        head * old_capacity * width,
-                        new.data_ptr(),
-                        head * self.cache.capacity * width,
-                        self.cache.lengths[slot] * width,
-                    )
+            self._copy(old.data_ptr(), old_shape, new.data_ptr(), shape)
             self._buffers[i] = new
 
-    def _copy(self, source: int, source_at: int, target: int, target_at: int, count: int) -> None:
-        """Copy `count` values between addresses on the device."""
-        binding, itemsize = self._copier.io_binding(), self._dtype.itemsize
-        memory = (*self._device, self._dtype, (count,))
-        binding.bind_input("x", *memory, source + source_at * itemsize)
-        binding.bind_output("y", *memory, target + target_at * itemsize)
+    def _slots_shape(self, slots: int) -> tuple[int, int, int, int]:
+        """Shape of so many slots of a buffer."""
+        return slots, self.config.n_head, self.cache.capacity, self.config.head_dim
+
+    def _copy(
+        self, source: int, source_shape: Sequence[int], target: int, target_shape: Sequence[int]
+    ) -> None:
+        """Copy between addresses on the device, into the front corner of a larger shape."""
+        binding = self._copier.io_binding()
+        added = np.subtract(target_shape, source_shape)
+        binding.bind_cpu_input("pads", np.concatenate([np.zeros_like(added), added]))
+        binding.bind_input("x", *self._device, self._dtype, source_shape, source)
+        binding.bind_output("y", *self._device, self._dtype, target_shape, target)
         self._copier.run_with_iobinding(binding)
 
     def _zeros(self, size: int) -> Any:
@@ -236,14 +239,3 @@ def _inputs(session: Any) -> list[tuple[str, list[int | None], str]]:
         shape = [size if isinstance(size, int) else None for size in one.shape]
         found.append((one.name, shape, _DTYPES[one.type]))
     return found
-
-
-def _copy_model(dtype: np.dtype[Any]) -> bytes:
-    """A graph that copies: what moves data on a device that numpy does not reach."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
-    x, y = (onnx.helper.make_tensor_value_info(name, kind, ["count"]) for name in "xy")
-    node = onnx.helper.make_node("Identity", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "copy", [x], [y])
-    opsets = [onnx.helper.make_opsetid("", 18)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return bytes(model.SerializeToString())

@@ -12,7 +12,7 @@ from checkpoints import write_safetensors
 from random_models import spread_tensors
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.export import onnx_graph
+from paddlenlp_codegen_task.export import onnx_files, onnx_graph
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
@@ -48,7 +48,7 @@ def weights(checkpoint: Path) -> FusedWeights:
     return FusedWeights(open_checkpoint(checkpoint), CONFIG)
 
 
-@pytest.fixture(scope="module", params=onnx_graph.BYTES_PER_VALUE)
+@pytest.fixture(scope="module", params=onnx_files.BYTES_PER_VALUE)
 def exported(
     request: Any, weights: FusedWeights, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
@@ -137,7 +137,7 @@ def test_tokens_equal_paddles(checkpoint: Path, home_path: Path) -> None:
 
 def test_precision_chooses_the_engine(checkpoint: Path, home_path: Path) -> None:
     with generator(checkpoint, home_path, engine="auto", precision="int4") as model:
-        assert (model.folder / onnx_graph.GRAPH_FILE).is_file()
+        assert (model.folder / onnx_files.GRAPH_FILE).is_file()
         text = model.generate("x", max_length=4)
         deployed = CodeGenerator.from_export(
             model.folder, decode_strategy="greedy_search", truncation=None
@@ -157,7 +157,7 @@ def test_quantized_exports_hold_no_float_matrix(exported: tuple[str, Path]) -> N
     )
     tables = CONFIG.n_positions * CONFIG.rotary_dim * 4
     padding = 4096 * (8 + 12 * CONFIG.n_layer)
-    size = (folder / onnx_graph.WEIGHTS_FILE).stat().st_size
+    size = (folder / onnx_files.WEIGHTS_FILE).stat().st_size
     bits = {"fp32": 32, "fp16": 16, "int8": 8, "int8_weight_only": 8.5, "int4": 5.5}[precision]
     assert size < values * bits / 8 + tables + padding
 
@@ -166,7 +166,7 @@ def test_quantized_exports_hold_no_float_matrix(exported: tuple[str, Path]) -> N
 def test_a_damaged_graph_is_built_again(checkpoint: Path, tmp_path: Path, damage: str) -> None:
     with generator(checkpoint, tmp_path) as model:
         folder, expected = model.folder, model.generate("x", max_length=4)
-    data = folder / onnx_graph.WEIGHTS_FILE
+    data = folder / onnx_files.WEIGHTS_FILE
     if damage == "truncate":
         data.write_bytes(data.read_bytes()[:-1])
     else:
@@ -221,3 +221,18 @@ def test_a_gpu_that_cannot_be_used_is_said_so() -> None:
     onnx_inference._check_provider(Session(cpu), None)
     with pytest.raises(RuntimeError, match="cannot use GPU 1; use device='cpu'"):
         onnx_inference._check_provider(Session(cpu), 1)
+
+
+def test_a_row_of_zeros_in_int8(tmp_path: Path) -> None:
+    """Its scale is zero: the product must be zero too, not a division's NaN."""
+    tensors = spread_tensors(CONFIG)
+    for name in tensors:
+        if ".ln_" in name:  # then every normed row is all zeros
+            tensors[name] = np.zeros_like(tensors[name])
+    write_safetensors(tmp_path, tensors, CONFIG)
+    weights = FusedWeights(open_checkpoint(tmp_path), CONFIG)
+    onnx_graph.save_graph(weights, tmp_path, "int8")
+    runtime = OnnxRuntime(tmp_path, CONFIG, None, 1)
+    sequences = [tokens(0, 3), tokens(1, 9)]
+    output = prefill(runtime, 0, sequences)
+    assert_logits("int8", weights, output.logits(), sequences)

@@ -1,0 +1,62 @@
+"""Which engine "auto" means."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.runtime import engines, paddle_inference
+
+CONFIG = CodeGenConfig(
+    vocab_size=300,
+    n_positions=64,
+    n_embd=64,
+    n_layer=1,
+    n_head=4,
+    rotary_dim=16,
+    n_inner=256,
+    eos_token_id=256,
+)
+ODD = replace(CONFIG, rotary_dim=8)  # which GroupQueryAttention does not take
+
+
+def chosen(precision: str = "auto", device: str = "auto", config: CodeGenConfig = CONFIG) -> str:
+    return engines.choose("auto", precision, device, True, config)[0]
+
+
+def test_on_a_cpu() -> None:
+    assert chosen() == "onnxruntime"
+    assert chosen("fp32", "cpu") == "onnxruntime"
+    assert chosen("int4") == "onnxruntime"
+    assert chosen(config=ODD) == "paddle"
+    with pytest.raises(ValueError, match="rotary_dim \\(8\\) must be divisible by 16"):
+        chosen("int8", config=ODD)
+    assert engines.choose("auto", "auto", "auto", False, CONFIG)[0] == "paddle"  # eagerly
+
+
+def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    for missing in ("onnx", "onnxruntime"):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, gone=missing: name != gone and found(name)
+        )
+        assert chosen() == "paddle"
+
+
+def test_on_a_gpu_that_paddle_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stub in the place of Paddle's GPU build: no GPU is needed."""
+    distribution = metadata.distribution
+
+    def with_gpu_build(name: str) -> Any:
+        return distribution("paddlepaddle" if name == "paddlepaddle-gpu" else name)
+
+    monkeypatch.setattr(metadata, "distribution", with_gpu_build)
+    assert chosen() == "onnxruntime"  # the build is there, a GPU is not
+    monkeypatch.setattr(paddle_inference, "find_device", lambda device: 0)
+    assert chosen() == chosen("fp16") == chosen("fp32", "gpu:0") == "paddle"
+    assert chosen(device="cpu") == chosen("int8") == "onnxruntime"
