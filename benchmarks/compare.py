@@ -1,0 +1,309 @@
+"""Ours and every peer on the same random-weight checkpoint, in alternation within one run.
+
+    make benchmark
+
+or, with the environments of the Makefile in place,
+
+    python benchmarks/compare.py build/codegen-350M --rounds 3
+
+Every system runs in its own process and environment (peers/), is asked for the same greedy
+continuations of the same prompts on as many threads, and is stopped (SIGSTOP) while another one is
+asked, so that no idle thread of its takes part. Ratios are taken round by round, and their median
+quoted. Writes JSON; report.py turns it into a table and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+PROMPT_TOKENS, NEW_TOKENS = 16, 64  # of a decoding measurement
+BATCHES = (1, 8, 32)
+# Prompts whose prefill is timed, and then decoding behind them; the last ends near the context's.
+CONTEXTS = (128, 512, 1024, 1536, 1884)
+TOKENS_BEHIND = 16
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison: a peer's file, a precision, and the environment it runs in."""
+
+    label: str
+    peer: str
+    precision: str
+    environment: str
+
+
+SYSTEMS = (
+    System("ours int8", "ours", "int8", ".venv"),
+    System("ours int4", "ours", "int4", ".venv"),
+    System("ours int8_weight_only", "ours", "int8_weight_only", ".venv"),
+    System("ours fp32", "ours", "fp32", ".venv"),
+    System("ours fp32, Paddle Inference", "ours", "fp32-paddle", ".venv"),
+    System("PaddleNLP fp32", "paddlenlp_generate", "fp32", ".venv"),
+    System("transformers fp32", "huggingface", "fp32", ".venv-huggingface"),
+    System("transformers bf16", "huggingface", "bf16", ".venv-huggingface"),
+    System("CTranslate2 fp32", "ctranslate", "fp32", ".venv-ctranslate"),
+    System("CTranslate2 int8", "ctranslate", "int8", ".venv-ctranslate"),
+    System("OpenVINO bf16", "optimum_openvino", "bf16", ".venv-openvino"),
+    System("OpenVINO int8", "optimum_openvino", "int8", ".venv-openvino"),
+)
+
+
+class Worker:
+    """A system's process. It runs only while it is asked."""
+
+    def __init__(self, system: System, folder: Path, threads: int, root: Path) -> None:
+        python = root / system.environment / "bin" / "python"
+        command = [python, HERE / "peers" / f"{system.peer}.py"]
+        self.system, self.folder = system, folder
+        self._command = [*map(str, command), "serve", str(folder), system.precision, str(threads)]
+        self._environment = environment(threads)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=self._environment,
+            text=True,
+        )
+
+    def ask(self, prompts: list[str], new_tokens: int) -> dict[str, Any]:
+        process = self.process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        request = {"prompts": prompts, "new_tokens": new_tokens}
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace")[-2000:]
+            raise SystemExit(f"{self.system.label} ended:\n{said}")
+        process.send_signal(signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line)
+        lengths = [len(answer["seconds"]), *map(len, answer["tokens"])]
+        if lengths != [new_tokens] * (1 + len(prompts)):
+            raise SystemExit(f"{self.system.label}: {new_tokens} new tokens asked, got {lengths}")
+        return answer
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Threads for those that read them from the environment; no reach for a hub."""
+    count = str(threads)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def make_prompts(tokenizer: Tokenizer, count: int, length: int) -> list[str]:
+    """Pieces of this package's source that have `length` tokens, also when encoded anew."""
+    files = sorted((HERE.parent / "paddlenlp_codegen_task").glob("*/*.py"))
+    ids = tokenizer.encode("".join(path.read_text(encoding="utf-8") for path in files))
+    prompts: list[str] = []
+    start = 0
+    while len(prompts) < count:
+        text = tokenizer.decode(ids[start : start + length])
+        if tokenizer.encode(text) == ids[start : start + length]:
+            prompts.append(text)
+            start += 7
+        start += 1
+    return prompts
+
+
+def prepare(system: System, checkpoint: Path, work: Path, root: Path) -> Path:
+    """Convert the checkpoint for a system, once; return the folder."""
+    folder = work / system.label.replace(" ", "-").replace(",", "")
+    if not (folder / "prepared").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        python = root / system.environment / "bin" / "python"
+        command = [python, HERE / "peers" / f"{system.peer}.py", "prepare", checkpoint, folder]
+        print(f"preparing {system.label}", flush=True)
+        subprocess.run([*command, system.precision], check=True, env=environment(2))
+        (folder / "prepared").touch()
+    return folder
+
+
+def bytes_a_token(system: System, folder: Path) -> int | None:
+    """Bytes of weights that one token of ours reads: all but the embeddings."""
+    files = list(folder.rglob("model.onnx.data"))
+    if system.peer != "ours" or not files:
+        return None
+    config = CodeGenConfig.from_folder(folder / "checkpoint")
+    width = 4 * config.n_embd if system.precision == "fp32" else config.n_embd + 4
+    return files[0].stat().st_size - config.vocab_size * width
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that `threads` threads read together: dot products of long vectors."""
+    vectors = [np.ones(1 << 25, np.float32) for _ in range(2 * threads)]
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            list(pool.map(lambda pair: np.dot(*pair), pairs))
+            times.append(time.perf_counter() - start)
+    return sum(vector.nbytes for vector in vectors) / min(times)
+
+
+def cold_start(worker: Worker, prompt: str) -> dict[str, float]:
+    """Seconds from a new process to its first token, and its memory after 64 tokens of batch 1."""
+    start = time.perf_counter()
+    worker.start()
+    worker.ask([prompt], 1)
+    first_token = time.perf_counter() - start
+    peak = worker.ask([prompt], NEW_TOKENS)["peak_bytes"]
+    worker.stop()
+    return {"first_token_seconds": first_token, "peak_bytes": peak}
+
+
+def measure(
+    worker: Worker, prompts: list[str], new_tokens: int, warm_up: list[str]
+) -> dict[str, Any]:
+    """Seconds of prefill, and new tokens a second behind it."""
+    worker.ask(warm_up, 3)  # other systems ran since: what they left cold is not to count
+    answer = worker.ask(prompts, new_tokens)
+    first, last = answer["seconds"][0], answer["seconds"][-1]
+    return {
+        "prefill_seconds": first,
+        "tokens_per_second": len(prompts) * (new_tokens - 1) / (last - first),
+        "peak_bytes": answer["peak_bytes"],
+        "tokens": answer["tokens"],
+    }
+
+
+def run_rounds(
+    workers: dict[str, Worker], tokenizer: Tokenizer, rounds: int, threads: int
+) -> dict[str, Any]:
+    """All measurements; each is taken of one system after the other before the next begins."""
+    found: dict[str, Any] = {label: {"cold_start": []} for label in workers}
+    short = make_prompts(tokenizer, max(BATCHES), PROMPT_TOKENS)
+    for round_number in range(rounds):
+        for label, worker in workers.items():
+            found[label]["cold_start"].append(cold_start(worker, short[0]))
+        print(f"cold start, round {round_number + 1} of {rounds}", flush=True)
+    for worker in workers.values():
+        worker.start()
+        worker.ask(short[:1], 2)
+    tasks = [(f"batch_{n}", short[:n], NEW_TOKENS) for n in BATCHES]
+    for length in CONTEXTS:
+        long = make_prompts(tokenizer, 1, length)
+        tasks.append((f"context_{length}", long, TOKENS_BEHIND))
+    bandwidth = []
+    for round_number in range(rounds):
+        bandwidth.append(read_bandwidth(threads))
+        for name, prompts, new_tokens in tasks:
+            for label, worker in workers.items():
+                warm_up = prompts if name.startswith("batch") else short[:1]
+                result = measure(worker, prompts, new_tokens, warm_up)
+                tokens = result.pop("tokens")
+                if round_number == 0:
+                    found[label].setdefault("tokens", {})[name] = tokens
+                found[label].setdefault(name, []).append(result)
+                print(
+                    f"{round_number + 1} {name:13} {label:28}"
+                    f"{result['prefill_seconds']:8.3f} s {result['tokens_per_second']:8.1f}/s",
+                    flush=True,
+                )
+    return {"bandwidth": bandwidth, "systems": found}
+
+
+def agreement(systems: dict[str, Any], reference: str) -> None:
+    """Replace tokens by how many of batch 1's 64 equal the reference's before the first other."""
+    if reference not in systems:
+        return
+    expected = systems[reference]["tokens"]["batch_1"][0]
+    for found in systems.values():
+        tokens = found["tokens"]["batch_1"][0]
+        pairs = zip(tokens, expected, strict=True)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens))
+        found["tokens_as_transformers_fp32"] = same
+
+
+def machine(threads: int) -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": names[0] if names else platform.processor(),
+        "threads": threads,
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, default=Path("build/compare"), help="prepared models")
+    parser.add_argument("--environments", type=Path, default=HERE.parent, help="folder of .venv*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="*", help="labels of the systems to run", metavar="LABEL")
+    options = parser.parse_args()
+    chosen = [one for one in SYSTEMS if options.only is None or one.label in options.only]
+    root, work = options.environments.resolve(), options.work.resolve()
+    checkpoint = options.checkpoint.resolve()
+    workers = {}
+    for system in chosen:
+        folder = prepare(system, checkpoint, work, root)
+        workers[system.label] = Worker(system, folder, options.threads, root)
+    try:
+        tokenizer = Tokenizer.from_folder(checkpoint)
+        results = run_rounds(workers, tokenizer, options.rounds, options.threads)
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    agreement(results["systems"], "transformers fp32")
+    for system in chosen:
+        size = bytes_a_token(system, workers[system.label].folder)
+        if size is not None:
+            results["systems"][system.label]["bytes_a_token"] = size
+    for found in results["systems"].values():
+        found.pop("tokens")
+    results["machine"] = machine(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"compare-{results['machine']['date']}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

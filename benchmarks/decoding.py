@@ -1,0 +1,99 @@
+"""What decoding costs beside the graph, and what continuous batching saves.
+
+    python benchmarks/decoding.py build/codegen-350M
+
+The share of a run that is spent outside the graph is measured with the fastest steps there are:
+ONNX Runtime, int8, random weights. Continuous batching is measured with the built-in model, whose
+completions end where its text does: 64 prompts through 8 slots in one call, against eight calls of
+8, each of which waits for its longest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from compare import machine
+from static_graph import OPTIONS, host_share, timed
+
+from paddlenlp_codegen_task import CodeGenerator
+
+PROMPTS = (
+    "def add(a, b):",
+    "import os\n\ndef read_file(path):",
+    "class Stack:\n    def push(self, item):",
+    "def fibonacci(n):",
+    "# sort a list\ndef bubble_sort(values):",
+    "def is_prime(number):",
+    "def count_words(text):",
+    "def main():",
+)
+SLOTS = 8
+
+
+def continuous_batching(rounds: int) -> dict[str, Any]:
+    """Seconds of one call and of a call a group, alternately; the texts must be the same."""
+    prompts = [f"# example {number}\n{PROMPTS[number % 8]}" for number in range(8 * SLOTS)]
+    options: dict[str, Any] = {"max_length": 128, "seed": 0}
+    with CodeGenerator.from_pretrained("builtin", engine="onnxruntime", device="cpu") as generator:
+        generator.generate(prompts[:SLOTS], batch_size=SLOTS, **options)
+        found: dict[str, Any] = {}
+
+        def together() -> None:
+            found["together"] = generator.generate(prompts, batch_size=SLOTS, **options)
+
+        def in_groups() -> None:
+            found["groups"] = []
+            for start in range(0, len(prompts), SLOTS):
+                group = prompts[start : start + SLOTS]
+                found["groups"] += generator.generate(group, batch_size=SLOTS, **options)
+
+        pairs = [(timed(in_groups), timed(together)) for _ in range(rounds)]
+    lengths = [len(one.token_ids) for (one,) in found["together"]]
+    longest = [max(lengths[start : start + SLOTS]) for start in range(0, len(lengths), SLOTS)]
+    return {
+        "tokens": sum(lengths),
+        "lengths": [min(lengths), int(statistics.median(lengths)), max(lengths)],
+        "steps_in_groups": sum(longest),
+        "steps_if_slots_were_always_full": -(-sum(lengths) // SLOTS),
+        "seconds_in_groups": statistics.median(a for a, _ in pairs),
+        "seconds_together": statistics.median(b for _, b in pairs),
+        "times_faster": statistics.median(a / b for a, b in pairs),
+        "range": [min(a / b for a, b in pairs), max(a / b for a, b in pairs)],
+        "same_texts": found["together"] == found["groups"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--home", type=Path, default=Path("build/decoding"), help="for exports")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    results: dict[str, Any] = {"continuous_batching": continuous_batching(options.rounds)}
+    sampling = {"max_length": 64, "min_length": 64, "seed": 0}
+    with CodeGenerator.from_pretrained(
+        options.checkpoint.resolve(),
+        home_path=options.home,
+        engine="onnxruntime",
+        precision="int8",
+    ) as generator:
+        for name, chosen in (("greedy", OPTIONS), ("sampling", sampling)):
+            for batch in (1, 32):
+                shares = [host_share(generator, batch, **chosen) for _ in range(options.rounds)]
+                results[f"host_{name}_{batch}"] = {
+                    key: statistics.median(share[key] for share in shares) for key in shares[0]
+                }
+    results["machine"] = machine(2)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"decoding-{results['machine']['date']}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
