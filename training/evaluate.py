@@ -66,7 +66,7 @@ def headers(valid: Path, count: int) -> list[str]:
     """Return `count` headers of held-out functions and, once these are used up, of methods."""
     functions, methods = [], []
     for document in read_documents(valid):
-        if document["kind"] != "function" or not document["text"].startswith("def "):
+        if document["kind"] != "functions" or not document["text"].startswith("def "):
             continue
         text = document["text"]
         header = header_of(text)

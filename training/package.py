@@ -19,16 +19,13 @@ TOLERANCE = 1e-4  # of a logit, against transformers, both in float32
 
 README = """# The built-in model
 
-A CodeGen of {parameters:.1f} M parameters that ships with the package, so that tests, demos and a
-first try need no download. It is for those only: for real work use Salesforce/codegen-350M-mono or
-larger.
+A CodeGen of {parameters:.1f} M parameters that ships with the package, so that a first try, a demo
+or a test needs no download. For real work use Salesforce/codegen-350M-mono or larger.
 
 - Architecture: CodeGen, {n_layer} layers, n_embd {n_embd}, {n_head} heads, rotary_dim {rotary_dim},
   context {n_positions}, vocabulary {vocab_size}. Weights in float16.
-- Corpus: the standard library of Python 3.11 (PSF License), without its tests and generated
-  tables, and the functions and small classes of the same source cut out; trained on
-  {tokens:.1f} M tokens. The modules ctypes, importlib, dataclasses, mailbox, calendar, site, lzma,
-  glob, imghdr and _markupbase were held out.
+- Trained on {tokens:.1f} M tokens of Python's standard library and of packages under MIT, BSD,
+  Apache and PSF licences: `training/CORPUS.md` lists them, with those that were held out.
 - Made by the scripts in `training/`, which say how.
 """
 

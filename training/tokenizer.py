@@ -19,6 +19,8 @@ from tokenizers.trainers import BpeTrainer
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_ENTRIES = 8000
+SAMPLE = 3  # the vocabulary is learnt from one document in so many: more change it little
+BATCH = 1000  # documents encoded at a time
 MODEL_MAX_LENGTH = 1024
 WHITESPACE = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 
@@ -98,28 +100,35 @@ def load(folder: Path) -> Tokenizer:
 def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """Return the texts' ids, `<|endoftext|>` after each, as one uint16 array."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    encodings = tokenizer.encode_batch(texts)
-    return np.array([n for one in encodings for n in (*one.ids, end)], dtype=np.uint16)
+    ids: list[np.ndarray] = []
+    for n in range(0, len(texts), BATCH):
+        for one in tokenizer.encode_batch_fast(texts[n : n + BATCH], add_special_tokens=False):
+            ids.append(np.array([*one.ids, end], dtype=np.uint16))
+    return np.concatenate(ids)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder that corpus.py wrote")
-    parser.add_argument("out", type=Path, help="folder for the tokenizer, train.bin and valid.bin")
+    parser.add_argument("out", type=Path, help="folder for the tokenizer and the encoded corpus")
     options = parser.parse_args()
 
-    modules = (d for d in read_documents(options.corpus / "train.jsonl") if d["kind"] == "module")
-    save(train(document["text"] for document in modules), options.out)
+    texts: dict[str, list[str]] = {"modules": [], "functions": [], "valid": []}
+    for document in read_documents(options.corpus / "train.jsonl"):
+        texts["modules" if document["kind"] == "module" else "functions"].append(document["text"])
+    for document in read_documents(options.corpus / "valid.jsonl"):
+        if document["kind"] == "module":
+            texts["valid"].append(document["text"])
+    sample = (text for name in ("modules", "functions") for text in texts[name][::SAMPLE])
+    save(train(sample), options.out)
     tokenizer = load(options.out)
-    for split in ("train", "valid"):
-        documents = read_documents(options.corpus / f"{split}.jsonl")
-        texts = [d["text"] for d in documents if split == "train" or d["kind"] == "module"]
-        ids = encode(tokenizer, texts)
-        partial = options.out / f"{split}.bin.partial"
+    for name, part in texts.items():
+        ids = encode(tokenizer, part)
+        partial = options.out / f"{name}.bin.partial"
         ids.tofile(partial)
-        os.replace(partial, options.out / f"{split}.bin")
-        size = sum(len(text.encode("utf-8")) for text in texts)
-        print(f"{split}: {len(ids)} tokens, {size / len(ids):.3f} bytes a token")
+        os.replace(partial, options.out / f"{name}.bin")
+        size = sum(len(text.encode("utf-8")) for text in part)
+        print(f"{name}: {len(ids)} tokens, {size / len(ids):.3f} bytes a token")
 
 
 if __name__ == "__main__":

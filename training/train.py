@@ -1,108 +1,57 @@
-"""Train the model on train.bin, for a given time on the clock.
+"""Train the model, for a given time of really running.
 
-The schedule is a function of the share of the time that has passed, not of steps: on a machine
-whose cores are shared nobody knows the number of steps, and the learning rate still comes down to
-its end. Killed, it resumes from the last checkpoint in its folder, at the share it had reached.
+The learning rate warms up, stays, and comes down over the last part of the time ("warmup, stable,
+decay"), so the end may be moved while it stays: write the new number of minutes to `minutes.txt`
+in the run's folder, or stop the run (SIGTERM makes a checkpoint) and start it again with another
+`--minutes`. It goes on from the last checkpoint in its folder, with the optimizer's state. A
+process that is held (SIGSTOP) uses up none of its time.
 """
 
 import argparse
 import csv
-import math
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from model import CodeGen, Shape
-from torch import Tensor, nn
+from optimizer import Optimizer
+from windows import Mixture, validation_batches
 
-END_OF_TEXT_ID = 8000  # the id after tokenizer.py's BPE_ENTRIES
-FINAL_RATE = 0.1  # share of the peak learning rate at the end
-CLIP = 1.0  # largest norm of the gradient
-
-
-class Windows:
-    """Cuts an array of packed tokens into training windows.
-
-    Half of the windows are moved forward to the beginning of a document: a prompt stands at
-    position 0 with nothing before it, which packed text alone would hardly ever show.
-    """
-
-    def __init__(self, tokens: np.ndarray, seed: int) -> None:
-        self.tokens = tokens
-        self.starts = np.concatenate(([0], np.flatnonzero(tokens == END_OF_TEXT_ID) + 1))
-        self.random = np.random.default_rng(seed)
-        self.queue: list[int] = []  # in units of 512 tokens, an epoch in random order
-
-    def next_start(self, length: int) -> int:
-        if not self.queue:
-            last = len(self.tokens) // 512
-            self.queue = (512 * self.random.permutation(last)).tolist()
-        start = self.queue.pop() + int(self.random.integers(512))
-        if self.random.random() < 0.5:
-            following = int(np.searchsorted(self.starts, start))
-            if following < len(self.starts) and self.starts[following] < start + 512:
-                start = int(self.starts[following])
-        return min(start, len(self.tokens) - length)
-
-    def batch(self, rows: int, length: int) -> Tensor:
-        """Return int64 [rows, length]."""
-        starts = [self.next_start(length) for _ in range(rows)]
-        picked = np.stack([self.tokens[start : start + length] for start in starts])
-        return torch.from_numpy(picked.astype(np.int64))
+VALIDATION_CONTEXT = 512
+FINAL_RATE = 0.02  # share of the peak learning rate at the end
 
 
-class MixedPrecision:
-    """AdamW on float32 master weights, for a model that computes in `model`'s own dtype."""
+class Clock:
+    """Adds up the time of steps, taking one that was held for an ordinary one."""
 
-    def __init__(self, model: nn.Module, rate: float, weight_decay: float) -> None:
-        self.model = model
-        self.masters = [p.detach().float().clone() for p in model.parameters()]
-        groups = [
-            {"params": [m for m in self.masters if m.dim() == 2], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
+    def __init__(self, elapsed: float) -> None:
+        self.elapsed = elapsed
+        self.usual: deque[float] = deque(maxlen=41)
+        self.mark = time.monotonic()
 
-    def step(self, rate: float) -> float:
-        """Apply the model's gradients and clear them; return their norm before clipping."""
-        for master, parameter in zip(self.masters, self.model.parameters(), strict=True):
-            master.grad = parameter.grad.float()
-            parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(self.masters, CLIP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.publish()
-        return float(norm)
+    def start(self) -> None:
+        self.mark = time.monotonic()
 
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the model."""
-        for master, parameter in zip(self.masters, self.model.parameters(), strict=True):
-            parameter.copy_(master)
-
-    def master_state(self) -> dict[str, Tensor]:
-        names = [name for name, _ in self.model.named_parameters()]
-        return dict(zip(names, self.masters, strict=True))
+    def stop(self) -> None:
+        took = time.monotonic() - self.mark
+        if len(self.usual) > 4:
+            median = sorted(self.usual)[len(self.usual) // 2]
+            took = took if took < 10 * median + 1 else median
+        self.usual.append(took)
+        self.elapsed += took
 
 
-def rate_at(share: float, peak: float, warmup: float) -> float:
-    """Learning rate at `share` in [0, 1] of the time: linear warmup, then cosine to FINAL_RATE."""
-    if share < warmup:
-        return peak * max(share / warmup, 0.01)
-    along = min((share - warmup) / (1 - warmup), 1.0)
-    return peak * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * along)))
-
-
-def validation_batches(tokens: np.ndarray, length: int, count: int) -> Tensor:
-    """Return `count` windows spread evenly over `tokens`: int64 [count, length + 1]."""
-    starts = np.linspace(0, len(tokens) - length - 1, count).astype(int)
-    picked = np.stack([tokens[start : start + length + 1] for start in starts])
-    return torch.from_numpy(picked.astype(np.int64))
+def planned(folder: Path, minutes: float) -> float:
+    """Seconds of the whole run: as `minutes.txt` in its folder says, else as it was started."""
+    try:
+        return 60 * float((folder / "minutes.txt").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return 60 * minutes
 
 
 def save(file: Path, state: dict[str, object]) -> None:
@@ -112,30 +61,32 @@ def save(file: Path, state: dict[str, object]) -> None:
     os.replace(partial, file)
 
 
-def shapes_of_step(context: int, rows: int, long_every: int) -> Iterator[tuple[int, int]]:
-    """Yield (rows, context) a step; each `long_every`-th step has half the rows, twice as long."""
-    step = 0
-    while True:
-        step += 1
-        yield (rows // 2, 2 * context) if long_every and step % long_every == 0 else (rows, context)
+# (context, share of the windows that are functions, that share while the rate decays) of the steps,
+# in turn. Functions are short, and attention over 256 tokens costs a quarter of that over 1,024.
+STEPS = ((256, 0.8, 0.9), (512, 0.5, 0.7), (256, 0.8, 0.9), (1024, 0.2, 0.3))
+
+
+def rate_at(share: float, warm: float, peak: float, decay: float) -> float:
+    """Learning rate at `share` of the time and `warm` of the warmup: up, flat, straight down."""
+    if share <= 1 - decay:
+        return peak * min(max(warm, 0.01), 1.0)
+    left = max(1 - share, 0.0) / decay
+    return peak * (FINAL_RATE + (1 - FINAL_RATE) * left)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path, help="folder with train.bin and valid.bin")
+    parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("run", type=Path, help="folder for checkpoint.pt and log.csv")
-    parser.add_argument("--start", type=Path, help="checkpoint.pt to begin from, with a new clock")
-    parser.add_argument("--minutes", type=float, default=43.5, help="of training, on the clock")
+    parser.add_argument("--minutes", type=float, default=90, help="of running, in all")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many (0: never)")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--long-every", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=1.6e-3)
-    parser.add_argument("--warmup", type=float, default=0.02, help="share of the time")
+    parser.add_argument("--tokens", type=int, default=2048, help="a step")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--warmup", type=int, default=60, help="steps")
+    parser.add_argument("--decay", type=float, default=0.3, help="share of the time")
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    parser.add_argument("--validate-every", type=float, default=300.0, help="seconds")
+    parser.add_argument("--validate-every", type=float, default=240.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -145,30 +96,28 @@ def main() -> None:
     torch.manual_seed(options.seed)
     options.run.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.run / "checkpoint.pt", options.run / "log.csv"
-    windows = Windows(np.fromfile(options.data / "train.bin", np.uint16), options.seed)
-    held_out = np.fromfile(options.data / "valid.bin", np.uint16)
-    validation = validation_batches(held_out, options.context, 32)
+    arrays = {
+        name: np.fromfile(options.data / f"{name}.bin", np.uint16)
+        for name in ("functions", "modules", "valid")
+    }
+    mixture = Mixture(arrays["functions"], arrays["modules"], options.seed)
+    validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, 32)
 
     shape = Shape()
-    model = CodeGen(shape).to(getattr(torch, options.dtype))
-    training = MixedPrecision(model, options.rate, options.weight_decay)
+    model = CodeGen(shape).bfloat16()
+    optimizer = Optimizer(model, options.weight_decay)
     elapsed, step, tokens = 0.0, 0, 0
-    source = checkpoint if checkpoint.exists() else options.start
-    if source is not None:
-        state = torch.load(source, weights_only=False)
-        for master, name in zip(training.masters, state["weights"], strict=True):
-            master.copy_(state["weights"][name])
-        training.optimizer.load_state_dict(state["optimizer"])
-        windows.random.bit_generator.state, windows.queue = state["random"], state["queue"]
-        step, tokens = state["step"], state["tokens"]
-        elapsed = state["elapsed"] if source == checkpoint else 0.0
-    training.publish()
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False)
+        optimizer.load(state)
+        mixture.load(state["mixture"])
+        elapsed, step, tokens = state["elapsed"], state["step"], state["tokens"]
+    optimizer.publish()
     loss_of = torch.compile(model.loss, dynamic=False) if options.compile else model.loss
 
-    shapes = shapes_of_step(options.context, options.rows, options.long_every)
-    budget = 60 * options.minutes
-    for rows, context in {next(shapes) for _ in range(max(options.long_every, 1))}:
-        loss_of(torch.zeros(rows, context + 1, dtype=torch.long)).backward()  # compile unclocked
+    for context in {context for context, _, _ in STEPS}:
+        empty = torch.zeros(options.tokens // context, context + 1, dtype=torch.long)
+        loss_of(empty).backward()  # compile before the clock starts
     model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -176,15 +125,13 @@ def main() -> None:
         return float(np.mean([model.loss(rows).item() for rows in validation.split(4)]))
 
     def keep() -> None:
-        state = {
-            "shape": asdict(shape), "weights": training.master_state(),
-            "optimizer": training.optimizer.state_dict(), "queue": windows.queue,
-            "random": windows.random.bit_generator.state,
-            "elapsed": elapsed, "step": step, "tokens": tokens,
-        }  # fmt: skip
+        counts = {"elapsed": clock.elapsed, "step": step, "tokens": tokens}
+        state = {"shape": asdict(shape), "mixture": mixture.state(), **counts, **optimizer.state()}
         save(checkpoint, state)
 
-    begun = time.monotonic() - elapsed
+    asked_to_end = []
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_end.append(True))
+    budget, clock = planned(options.run, options.minutes), Clock(elapsed)
     marked, marked_tokens, validated, losses = elapsed, tokens, elapsed, []
     with open(log, "a", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
@@ -192,28 +139,36 @@ def main() -> None:
             out.writerow(
                 ("step", "seconds", "tokens", "rate", "norm", "loss", "tokens_per_s", "valid")
             )
-        while elapsed < budget and not (options.steps and step >= options.steps):
-            rows, context = next(shapes)
-            loss = loss_of(windows.batch(rows, context + 1))
+        while clock.elapsed < budget and not asked_to_end:
+            if options.steps and step >= options.steps:
+                break
+            clock.start()
+            context, share, late_share = STEPS[step % len(STEPS)]
+            rows = options.tokens // context
+            along = clock.elapsed / budget
+            if along > 1 - options.decay:
+                share = late_share
+            rate = rate_at(along, (step + 1) / options.warmup, options.rate, options.decay)
+            loss = loss_of(mixture.batch(rows, context + 1, share))
             loss.backward()
-            rate = rate_at(elapsed / budget, options.rate, options.warmup)
-            norm = training.step(rate)
+            norm = optimizer.step(rate)
             losses.append(loss.item())
-            step, tokens, elapsed = step + 1, tokens + rows * context, time.monotonic() - begun
-            due = elapsed - validated > options.validate_every or elapsed >= budget
+            step, tokens = step + 1, tokens + rows * context
+            clock.stop()
+            due = clock.elapsed - validated > options.validate_every or clock.elapsed >= budget
             if due or step % 20 == 0:
-                speed = (tokens - marked_tokens) / (elapsed - marked)
+                speed = (tokens - marked_tokens) / (clock.elapsed - marked)
                 valid = f"{validate():.4f}" if due else ""
-                row = (step, f"{elapsed:.1f}", tokens, f"{rate:.2e}", f"{norm:.2f}")
+                row = (step, f"{clock.elapsed:.1f}", tokens, f"{rate:.2e}", f"{norm:.2f}")
                 out.writerow((*row, f"{np.mean(losses):.4f}", f"{speed:.0f}", valid))
                 file.flush()
                 if due:
-                    validated = time.monotonic() - begun
+                    validated = clock.elapsed
                     keep()
-                elapsed = time.monotonic() - begun
-                marked, marked_tokens, losses = elapsed, tokens, []
+                marked, marked_tokens, losses = clock.elapsed, tokens, []
+                budget = planned(options.run, options.minutes)
     keep()
-    print(f"{step} steps, {tokens} tokens, {elapsed:.0f} s; validation loss {validate():.4f}")
+    print(f"{step} steps, {tokens} tokens, {clock.elapsed:.0f} s; validation {validate():.4f}")
 
 
 if __name__ == "__main__":
