@@ -4,7 +4,7 @@ VENV := .venv
 VENV26 := .venv-paddle26
 BIN := $(VENV)/bin
 
-.PHONY: run test lint suite smoke-paddle26 train clean
+.PHONY: run test lint suite smoke-paddle26 benchmark train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -22,6 +22,17 @@ suite: $(VENV)/dev.done
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
+
+# Ours and every peer on the same random weights, each in an environment of its own: most of an hour.
+CHECKPOINT ?= build/codegen-350M
+PEERS := huggingface ctranslate openvino
+
+benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done)
+	test -f $(CHECKPOINT)/model.safetensors.index.json \
+	  || $(BIN)/python benchmarks/make_checkpoint.py $(CHECKPOINT)
+	$(BIN)/python benchmarks/compare.py $(CHECKPOINT)
+	$(BIN)/python benchmarks/report.py $$(ls benchmarks/results/compare-*.json | tail -1) \
+	  --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
 
 # Corpus, vocabulary, training, packaging, evaluation: each goes on from what the one before left in
 # WORK, and training from its last checkpoint. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
@@ -47,10 +58,22 @@ $(VENV)/dev.done: setup.py
 	$(BIN)/pip install --quiet -e ".[cpu,dev]"
 	touch $@
 
+$(VENV)/benchmark.done: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e ".[cpu,benchmark]"
+	touch $@
+
+# optimum-intel brings a torchvision that does not import beside this torch.
+.venv-%/done: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet -r $<
+	.venv-$*/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
 $(VENV26)/dev.done: setup.py
 	$(PYTHON) -m venv $(VENV26)
 	$(VENV26)/bin/pip install --quiet -e ".[paddle26-cpu]" pytest
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV26) build *.egg-info
+	rm -rf .venv* build *.egg-info

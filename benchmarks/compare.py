@@ -24,6 +24,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,10 +37,10 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-PROMPT_TOKENS, NEW_TOKENS = 16, 64  # of a decoding measurement
-BATCHES = (1, 8, 32)
+PROMPT_TOKENS = 16  # of a decoding measurement
+BATCHES = {1: 64, 8: 32, 32: 32}  # and new tokens of each prompt
 # Prompts whose prefill is timed, and then decoding behind them; the last ends near the context's.
-CONTEXTS = (128, 512, 1024, 1536, 1884)
+CONTEXTS = (128, 512, 1024, 1884)
 TOKENS_BEHIND = 16
 
 
@@ -75,7 +76,7 @@ class Worker:
     def __init__(self, system: System, folder: Path, threads: int, root: Path) -> None:
         python = root / system.environment / "bin" / "python"
         command = [python, HERE / "peers" / f"{system.peer}.py"]
-        self.system, self.folder = system, folder
+        self.system = system
         self._command = [*map(str, command), "serve", str(folder), system.precision, str(threads)]
         self._environment = environment(threads)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
@@ -189,17 +190,19 @@ def cold_start(worker: Worker, prompt: str) -> dict[str, float]:
     worker.start()
     worker.ask([prompt], 1)
     first_token = time.perf_counter() - start
-    peak = worker.ask([prompt], NEW_TOKENS)["peak_bytes"]
+    peak = worker.ask([prompt], BATCHES[1])["peak_bytes"]
     worker.stop()
     return {"first_token_seconds": first_token, "peak_bytes": peak}
 
 
 def measure(
-    worker: Worker, prompts: list[str], new_tokens: int, warm_up: list[str]
+    worker: Worker, prompts: list[str], length: int, new_tokens: int, warm_up: list[str]
 ) -> dict[str, Any]:
-    """Seconds of prefill, and new tokens a second behind it."""
+    """Seconds of prefill, and new tokens a second behind it; prompts have `length` tokens."""
     worker.ask(warm_up, 3)  # other systems ran since: what they left cold is not to count
     answer = worker.ask(prompts, new_tokens)
+    if answer["prompt_tokens"] != [length] * len(prompts):
+        raise SystemExit(f"{worker.system.label} read other tokens: {answer['prompt_tokens']}")
     first, last = answer["seconds"][0], answer["seconds"][-1]
     return {
         "prefill_seconds": first,
@@ -211,8 +214,11 @@ def measure(
 
 def run_rounds(
     workers: dict[str, Worker], tokenizer: Tokenizer, rounds: int, threads: int
-) -> dict[str, Any]:
-    """All measurements; each is taken of one system after the other before the next begins."""
+) -> Iterator[dict[str, Any]]:
+    """Measure, and yield what is known after each round, so that a run cut short keeps the others.
+
+    Each measurement is taken of one system after the other before the next begins.
+    """
     found: dict[str, Any] = {label: {"cold_start": []} for label in workers}
     short = make_prompts(tokenizer, max(BATCHES), PROMPT_TOKENS)
     for round_number in range(rounds):
@@ -222,39 +228,57 @@ def run_rounds(
     for worker in workers.values():
         worker.start()
         worker.ask(short[:1], 2)
-    tasks = [(f"batch_{n}", short[:n], NEW_TOKENS) for n in BATCHES]
+    tasks = [
+        (f"batch_{n}", short[:n], PROMPT_TOKENS, new_tokens) for n, new_tokens in BATCHES.items()
+    ]
     for length in CONTEXTS:
         long = make_prompts(tokenizer, 1, length)
-        tasks.append((f"context_{length}", long, TOKENS_BEHIND))
-    bandwidth = []
+        tasks.append((f"context_{length}", long, length, TOKENS_BEHIND))
+    bandwidth: list[float] = []
+    batch_1: dict[str, list[int]] = {}
     for round_number in range(rounds):
         bandwidth.append(read_bandwidth(threads))
-        for name, prompts, new_tokens in tasks:
+        for name, prompts, length, new_tokens in tasks:
             for label, worker in workers.items():
                 warm_up = prompts if name.startswith("batch") else short[:1]
-                result = measure(worker, prompts, new_tokens, warm_up)
+                result = measure(worker, prompts, length, new_tokens, warm_up)
                 tokens = result.pop("tokens")
-                if round_number == 0:
-                    found[label].setdefault("tokens", {})[name] = tokens
+                if name == "batch_1":
+                    batch_1[label] = tokens[0]
                 found[label].setdefault(name, []).append(result)
                 print(
                     f"{round_number + 1} {name:13} {label:28}"
                     f"{result['prefill_seconds']:8.3f} s {result['tokens_per_second']:8.1f}/s",
                     flush=True,
                 )
-    return {"bandwidth": bandwidth, "systems": found}
+        agreement(found, batch_1)
+        yield {"bandwidth": bandwidth, "systems": found}
 
 
-def agreement(systems: dict[str, Any], reference: str) -> None:
-    """Replace tokens by how many of batch 1's 64 equal the reference's before the first other."""
-    if reference not in systems:
-        return
-    expected = systems[reference]["tokens"]["batch_1"][0]
-    for found in systems.values():
-        tokens = found["tokens"]["batch_1"][0]
-        pairs = zip(tokens, expected, strict=True)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens))
-        found["tokens_as_transformers_fp32"] = same
+def agreement(found: dict[str, Any], tokens: dict[str, list[int]]) -> None:
+    """Add how many of a system's 64 tokens equal those of transformers before the first other."""
+    expected = tokens.get("transformers fp32", [])
+    for label, ours in tokens.items():
+        pairs = zip(ours, expected, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(expected))
+        found[label]["tokens_as_transformers_fp32"] = same
+
+
+def versions(environments: set[Path]) -> dict[str, str]:
+    """Of the packages that matter, in all environments."""
+    code = (
+        "from importlib.metadata import distributions as d; "
+        "print(*sorted({f'{x.name}=={x.version}' for x in d()}))"
+    )
+    names = ("onnxruntime", "paddlepaddle", "paddlenlp", "torch", "transformers")
+    names += ("ctranslate2", "openvino", "optimum-intel")
+    found = {}
+    for python in (folder / "bin" / "python" for folder in environments):
+        run = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+        pairs = [entry.split("==") for entry in run.stdout.split()]
+        of = {name: number for name, number in pairs if name.lower() in names}
+        found[python.parts[-3]] = " ".join(f"{name} {number}" for name, number in of.items())
+    return found
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -281,27 +305,26 @@ def main() -> None:
     chosen = [one for one in SYSTEMS if options.only is None or one.label in options.only]
     root, work = options.environments.resolve(), options.work.resolve()
     checkpoint = options.checkpoint.resolve()
-    workers = {}
+    workers, sizes = {}, {}
     for system in chosen:
         folder = prepare(system, checkpoint, work, root)
         workers[system.label] = Worker(system, folder, options.threads, root)
+        sizes[system.label] = bytes_a_token(system, folder)
+    about = {
+        "machine": machine(options.threads),
+        "versions": versions({root / system.environment for system in chosen}),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"compare-{about['machine']['date']}.json"
     try:
         tokenizer = Tokenizer.from_folder(checkpoint)
-        results = run_rounds(workers, tokenizer, options.rounds, options.threads)
+        for results in run_rounds(workers, tokenizer, options.rounds, options.threads):
+            for label, size in sizes.items():
+                results["systems"][label]["bytes_a_token"] = size
+            path.write_text(json.dumps(results | about, indent=1) + "\n", encoding="utf-8")
     finally:
         for worker in workers.values():
             worker.stop()
-    agreement(results["systems"], "transformers fp32")
-    for system in chosen:
-        size = bytes_a_token(system, workers[system.label].folder)
-        if size is not None:
-            results["systems"][system.label]["bytes_a_token"] = size
-    for found in results["systems"].values():
-        found.pop("tokens")
-    results["machine"] = machine(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"compare-{results['machine']['date']}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(path)
 
 

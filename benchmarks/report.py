@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 FP32_PEERS = ("PaddleNLP fp32", "transformers fp32", "CTranslate2 fp32")
 
@@ -122,6 +120,8 @@ def tables(results: Results) -> str:
 
 
 def plot_decoding(results: Results, path: Path) -> None:
+    import matplotlib.pyplot as plt  # needed for plots only
+
     labels = [*results.ours, *results.peers]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", sharey=True)
     for axis, batch in zip(axes, (1, 8, 32), strict=True):
@@ -138,6 +138,8 @@ def plot_decoding(results: Results, path: Path) -> None:
 
 def plot_contexts(results: Results, key: str, name: str, path: Path) -> None:
     """A line a system over the length of the prompt."""
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for label in (*results.ours, *results.peers):
         tasks = [task for task in results.systems[label] if task.startswith("context_")]
@@ -172,7 +174,6 @@ def main() -> None:
     for page in options.pages:
         write_into(page, text)
     if options.plots is not None:
-        plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same file from the same numbers
         options.plots.mkdir(parents=True, exist_ok=True)
         plot_decoding(results, options.plots / "decoding.svg")
         name = "decoding, tokens/s"

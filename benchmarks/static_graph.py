@@ -172,7 +172,9 @@ start = time.perf_counter()
 import sys
 from paddlenlp import Taskflow
 import paddlenlp_codegen_task
-codegen = Taskflow("code_generation", task_path=sys.argv[1], home_path=sys.argv[2])
+codegen = Taskflow(
+    "code_generation", task_path=sys.argv[1], home_path=sys.argv[2], engine="paddle"
+)
 ready = time.perf_counter() - start
 codegen("def hello_world():", max_length=1)
 print(ready, time.perf_counter() - start)

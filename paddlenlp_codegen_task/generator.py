@@ -58,8 +58,8 @@ class CodeGenerator:
                 checkpoint, or "builtin". None: Salesforce/codegen-350M-mono if it is here or can
                 be downloaded, else the built-in model, with a warning.
             **options: engine, precision, device, num_threads, home_path, from_hf_hub,
-                static_mode; batch_size (most sequences that run at once); and any field of
-                GenerationConfig as the default of later calls.
+                static_mode, cuda_graph; batch_size (most sequences that run at once); and any
+                field of GenerationConfig as the default of later calls.
 
         Raises:
             TypeError: an option is unknown.

@@ -60,6 +60,7 @@ class LoadOptions:
     home_path: str | os.PathLike[str] | None = None
     from_hf_hub: bool = False
     static_mode: bool = True
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("engine", engines.ENGINES), ("precision", engines.PRECISIONS)):
@@ -105,13 +106,11 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     precision = engines.resolve_precision(options.precision, device_id, engine_name, engine)
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
+        load = _loader(engine_name, engine, config, device_id, precision, options)
         if not options.static_mode:
             tokenizer = _checked_tokenizer(folder, config)
             eager = _load_eager(weights, device_id, options.threads, precision)
             return LoadedModel(name, folder, eager, tokenizer)
-
-        def load(export: Path) -> Runtime:
-            return engine.load(export, config, device_id, options.threads, precision)
 
         def build(draft: Path) -> None:
             _checked_tokenizer(folder, config)
@@ -173,11 +172,27 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     config = CodeGenConfig.from_folder(folder)
     device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
+    load = _loader(engine_name, engine, config, device_id, precision, options)
+    return _open(folder.name, folder, load)
+
+
+def _loader(
+    engine_name: str,
+    engine: engines.Engine,
+    config: CodeGenConfig,
+    device_id: int | None,
+    precision: str,
+    options: LoadOptions,
+) -> Callable[[Path], Runtime]:
+    """What loads an export; ValueError now, before one is built, if an option cannot be met."""
+    extra = {"cuda_graph": True} if options.cuda_graph else {}
+    if extra and (engine_name != "onnxruntime" or device_id is None):
+        raise ValueError("cuda_graph=True needs engine='onnxruntime' on a GPU")
 
     def load(export: Path) -> Runtime:
-        return engine.load(export, config, device_id, options.threads, precision)
+        return engine.load(export, config, device_id, options.threads, precision, **extra)
 
-    return _open(folder.name, folder, load)
+    return load
 
 
 def _open(name: str, export: Path, load: Callable[[Path], Runtime]) -> LoadedModel:

@@ -302,6 +302,7 @@ BAD_CONSTRUCTION = [
     ({"precision": "fp16"}, ValueError, "precision 'fp16' needs a GPU"),
     ({"device": "gpu"}, ValueError, "device: 'gpu' needs ONNX Runtime's CUDA provider: pip"),
     ({"device": "gpu", "engine": "paddle"}, ValueError, "device: there is no 'gpu'"),
+    ({"cuda_graph": True}, ValueError, "cuda_graph=True needs engine='onnxruntime' on a GPU"),
     ({"device": "abacus"}, ValueError, "device must be"),
     ({"task_path": "./x"}, ValueError, "pass model or task_path, not both: got 'builtin'"),
     ({"from_hf_hub": True}, ValueError, "from_hf_hub=True: the built-in model is not on the hub"),

@@ -18,6 +18,8 @@ class CTranslate:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def generate(self, run: worker.Run) -> list[list[int]]:
+        tokens = [one.tokens for one in self._tokenizer.encode_batch(run.prompts)]
+        run.prompt_tokens = [len(names) for names in tokens]
         steps = 0
 
         def callback(result: ctranslate2.GenerationStepResult) -> bool:
@@ -29,7 +31,7 @@ class CTranslate:
             return False
 
         results = self._generator.generate_batch(
-            [one.tokens for one in self._tokenizer.encode_batch(run.prompts)],
+            tokens,
             max_batch_size=0,
             beam_size=1,
             max_length=run.new_tokens,

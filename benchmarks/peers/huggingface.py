@@ -37,6 +37,7 @@ class Generates:
 
     def generate(self, run: worker.Run) -> list[list[int]]:
         input_ids = torch.tensor(self._tokenizer(run.prompts)["input_ids"])
+        run.prompt_tokens = [input_ids.shape[1]] * len(input_ids)
         with torch.inference_mode():
             tokens = self._model.generate(
                 input_ids=input_ids,

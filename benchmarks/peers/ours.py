@@ -43,6 +43,8 @@ class Ours:
 
     def generate(self, run: worker.Run) -> list[list[int]]:
         self._run = run
+        encode = self._generator.tokenizer.encode
+        run.prompt_tokens = [len(encode(prompt)) for prompt in run.prompts]
         completions = self._generator.generate(
             run.prompts,
             batch_size=len(run.prompts),

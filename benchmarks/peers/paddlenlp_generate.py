@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import paddle
 import worker
-from paddlenlp.transformers import CodeGenConfig, CodeGenForCausalLM, CodeGenTokenizer
+from paddlenlp.transformers import CodeGenConfig, CodeGenForCausalLM
 from safetensors.numpy import load_file
+
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 LINEAR = ("qkv_proj", "out_proj", "fc_in", "fc_out", "lm_head")
 
@@ -31,8 +34,10 @@ class PaddleNLP:
 
     def generate(self, run: worker.Run) -> list[list[int]]:
         self._run, self._steps = run, 0
+        token_ids = [self._tokenizer.encode(prompt) for prompt in run.prompts]
+        run.prompt_tokens = [len(ids) for ids in token_ids]
         tokens, _ = self._model.generate(
-            paddle.to_tensor(self._tokenizer(run.prompts)["input_ids"]),
+            paddle.to_tensor(token_ids),
             max_length=run.new_tokens,
             min_length=run.new_tokens,
             decode_strategy="greedy_search",
@@ -57,14 +62,16 @@ def prepare(checkpoint: Path, folder: Path, precision: str) -> None:
     if unexpected or any("weight" in name for name in missing):
         raise SystemExit(f"PaddleNLP does not take {checkpoint}: {missing} {unexpected}")
     model.save_pretrained(folder)
-    CodeGenTokenizer.from_pretrained(str(checkpoint)).save_pretrained(str(folder))
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint / name, folder)
 
 
 def load(folder: Path, precision: str, threads: int) -> PaddleNLP:
     paddle.set_device("cpu")
     model = CodeGenForCausalLM.from_pretrained(str(folder))
     model.eval()
-    return PaddleNLP(model, CodeGenTokenizer.from_pretrained(str(folder)))
+    # PaddleNLP's own tokenizer gives more tokens for blanks: then it would read longer prompts.
+    return PaddleNLP(model, Tokenizer.from_folder(folder))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ class Run:
 
     Attributes:
         prompts: texts; all systems have the same vocabulary.
+        prompt_tokens: to be set to the number of tokens that each prompt had.
         stamps: when each step's tokens were there, in seconds since the request.
     """
 
     def __init__(self, prompts: list[str], new_tokens: int) -> None:
         self.prompts = prompts
         self.new_tokens = new_tokens
+        self.prompt_tokens: list[int] = []
         self.stamps: list[float] = []
         self._start = time.perf_counter()
 
@@ -68,7 +70,12 @@ def main(
     for request in _requests():
         run = Run(**request)
         tokens = model.generate(run)
-        answer = {"seconds": run.stamps, "tokens": tokens, "peak_bytes": peak_bytes()}
+        answer = {
+            "prompt_tokens": run.prompt_tokens,
+            "seconds": run.stamps,
+            "tokens": tokens,
+            "peak_bytes": peak_bytes(),
+        }
         print(json.dumps(answer), file=answers, flush=True)
 
 

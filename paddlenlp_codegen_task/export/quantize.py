@@ -13,7 +13,7 @@ Bytes = npt.NDArray[np.uint8]
 Int8 = npt.NDArray[np.int8]
 
 # Values of one column that share a scale. Larger blocks are faster and less exact.
-BLOCK = {8: 128, 4: 32}
+BLOCK = {8: 128, 4: 128}
 
 _PART = 1 << 20  # values quantized at a time
 

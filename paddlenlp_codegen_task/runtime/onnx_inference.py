@@ -12,15 +12,19 @@ import numpy as np
 import onnxruntime
 
 from paddlenlp_codegen_task.export import onnx_files
+from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import huge_pages
 from paddlenlp_codegen_task.runtime.base import StepOutput, pack
+from paddlenlp_codegen_task.runtime.cuda_graph import FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
 PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
+_OUTPUTS = ("candidates", "candidate_ids", "logits")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -80,10 +84,16 @@ def export(weights: FusedWeights, folder: Path, precision: str) -> None:
 
 
 def load(
-    folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int, precision: str
+    folder: Path,
+    config: CodeGenConfig,
+    device_id: int | None,
+    num_threads: int,
+    precision: str,
+    *,
+    cuda_graph: bool = False,
 ) -> OnnxRuntime:
     """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
-    return OnnxRuntime(folder, config, device_id, num_threads)
+    return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
 
 
 class OnnxRuntime:
@@ -94,9 +104,17 @@ class OnnxRuntime:
     """
 
     def __init__(
-        self, folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int
+        self,
+        folder: Path,
+        config: CodeGenConfig,
+        device_id: int | None,
+        num_threads: int,
+        cuda_graph: bool = False,
     ) -> None:
-        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None."""
+        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None.
+
+        With `cuda_graph`, decode steps are captured as CUDA graphs and replayed.
+        """
         self.config = config
         self.cache = KVCache(config.n_positions)
         self._device = ("cpu", 0) if device_id is None else ("cuda", device_id)
@@ -107,7 +125,9 @@ class OnnxRuntime:
             providers.insert(0, (_CUDA, {"device_id": device_id}))
         path = str(folder / onnx_files.GRAPH_FILE)
         with huge_pages.advised():
-            self._session = onnxruntime.InferenceSession(path, options, providers)
+            self._session = onnxruntime.InferenceSession(
+                path, options, _capturing(providers) if cuda_graph else providers
+            )
         _check_provider(self._session, device_id)
         self.inputs = _inputs(self._session)
         (dtype,) = (dtype for name, _, dtype in self.inputs if name == "key_cache_0")
@@ -124,11 +144,15 @@ class OnnxRuntime:
         self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
         self._bound: tuple[int, int] | None = None
+        # With CUDA graphs: a step for each number of rows, until the buffers change.
+        self._steps: dict[int, FixedStep] | None = {} if cuda_graph else None
+        self._steps_made = 0
+        self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
         self.cache.reset(slots)
-        self._bound = None
+        self._unbind()
 
     def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
@@ -137,18 +161,23 @@ class OnnxRuntime:
         rows = len(token_ids)
         padded, lengths, last = pack(self.cache, slot, token_ids)
         self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
-        if self._bound != (slot, rows):
-            self._bind(slot, rows)
         totals = lengths + [len(tokens) for tokens in token_ids]
-        for name, value in (
-            ("token_ids", padded),
-            ("last_positions", (totals - 1).astype(np.int32)),
-            ("total_length", totals.max().astype(np.int32)),
-            ("output_rows", last),
-        ):
-            self._binding.bind_cpu_input(name, np.asarray(value))
-        self._session.run_with_iobinding(self._binding)
-        candidates, candidate_ids, logits = self._binding.get_outputs()[:3]
+        inputs: dict[str, np.ndarray[Any, Any]] = {
+            "token_ids": padded,
+            "last_positions": (totals - 1).astype(np.int32),
+            "output_rows": last,
+        }
+        if self._steps is not None and slot == 0 and padded.shape[1] == 1:
+            outputs = self._fixed_step(rows).run(self._session, **inputs)
+            candidates, candidate_ids, logits = (outputs[name] for name in _OUTPUTS)
+        else:
+            if self._bound != (slot, rows):
+                self._bind(slot, rows)
+            inputs["total_length"] = np.asarray(totals.max(), np.int32)
+            for name, value in inputs.items():
+                self._binding.bind_cpu_input(name, value)
+            self._session.run_with_iobinding(self._binding, self._run_options)
+            candidates, candidate_ids, logits = self._binding.get_outputs()[-3:]
         for row, tokens in enumerate(token_ids):
             self.cache.lengths[slot + row] += len(tokens)
         return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
@@ -171,28 +200,60 @@ class OnnxRuntime:
         """Free the buffers; new ones are allocated when they are needed."""
         self._buffers.clear()
         self.cache.reset(0)
+        self._unbind()
+
+    def _unbind(self) -> None:
+        """What was bound to the buffers is not to be run any more."""
         self._bound = None
+        if self._steps is not None:
+            self._steps.clear()
 
     def _bind(self, slot: int, rows: int) -> None:
-        """Point the graph's caches at the memory of consecutive slots, as input and as output."""
+        """Prepare steps of consecutive slots, whose outputs are wherever ONNX Runtime puts them."""
+        self._binding = self._bound_caches(slot, rows)
+        for name in ("candidates", "candidate_ids"):
+            self._binding.bind_output(name, "cpu")
+        self._binding.bind_output("logits", *self._device)
+        self._bound = slot, rows
+
+    def _fixed_step(self, rows: int) -> FixedStep:
+        """The decode step of the first slots that is captured as a CUDA graph."""
+        assert self._steps is not None
+        if rows not in self._steps:
+            self._steps_made += 1
+            vocab_size = self.config.vocab_size
+            count = min(NUM_CANDIDATES, vocab_size)
+            self._steps[rows] = FixedStep(
+                self._bound_caches(0, rows),
+                self._device,
+                rows,
+                self.cache.capacity,
+                {
+                    "candidates": ((rows, count), np.float32),
+                    "candidate_ids": ((rows, count), np.int64),
+                    "logits": ((rows, vocab_size), np.float32),
+                },
+                str(self._steps_made),
+            )
+        return self._steps[rows]
+
+    def _bound_caches(self, slot: int, rows: int) -> Any:
+        """A binding of the graph's caches to consecutive slots, as input and as output."""
         shape = self._slots_shape(rows)
         offset = slot * math.prod(shape[1:]) * self._dtype.itemsize
-        self._binding = self._session.io_binding()
-        for name, device in (("candidates", ("cpu", 0)), ("candidate_ids", ("cpu", 0))):
-            self._binding.bind_output(name, *device)
-        self._binding.bind_output("logits", *self._device)
+        binding = self._session.io_binding()
         for (cache, present), buffer in zip(self._names, self._buffers, strict=True):
             memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
-            self._binding.bind_input(cache, *memory)
-            self._binding.bind_output(present, *memory)
-        self._bound = slot, rows
+            binding.bind_input(cache, *memory)
+            binding.bind_output(present, *memory)
+        return binding
 
     def _reserve(self, slots: int, capacity: int) -> None:
         """Grow the buffers if they must hold more, keeping what they hold."""
         old_shape = self._slots_shape(self.cache.slots)
         if not self.cache.grow(slots, capacity):
             return
-        self._bound = None
+        self._unbind()
         shape = self._slots_shape(self.cache.slots)
         size = math.prod(shape)
         if not math.prod(old_shape):  # nothing to keep: what was allocated before may be enough
@@ -224,6 +285,14 @@ class OnnxRuntime:
     def _zeros(self, size: int) -> Any:
         """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, self._dtype), *self._device)
+
+
+def _capturing(providers: list[Any]) -> list[Any]:
+    """The same providers, with CUDA graphs where there is CUDA."""
+    return [
+        (one[0], {**one[1], "enable_cuda_graph": "1"}) if one[0] == _CUDA else one
+        for one in providers
+    ]
 
 
 def _check_provider(session: Any, device_id: int | None) -> None:

@@ -138,6 +138,75 @@ def test_damaged_is_rebuilt(tmp_path: Path, damage: Callable[[Path], None], file
     assert_whole(tmp_path)
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose content is read; every file counts as large."""
+    names: list[str] = []
+    sha256 = store._sha256
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(store, "_LARGE", 0)
+    monkeypatch.setattr(store, "_sha256", noted)
+    return names
+
+
+def test_large_files_are_read_once(tmp_path: Path, hashed: list[str]) -> None:
+    folder = find_or_build(tmp_path, PARTS, 0, build)
+    hashed.clear()
+    store.read_manifest(folder)
+    assert not hashed
+    store.check_large_files(folder)
+    assert sorted(hashed) == ["config.json", "graph"]
+    store.check_large_files(folder)
+    assert find_or_build(tmp_path, PARTS, 0, refuse) == folder
+    assert len(hashed) == 2
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)  # with its note, of another place
+    store.check_large_files(copy)
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_large_file_that_changes_is_read_again(
+    tmp_path: Path, hashed: list[str], keep_time: bool
+) -> None:
+    folder = find_or_build(tmp_path, PARTS, 0, build)
+    store.check_large_files(folder)
+    status = (folder / "graph").stat()
+    (folder / "graph").write_bytes(b"GRAPH" * 1000)  # as many bytes
+    if keep_time:
+        os.utime(folder / "graph", ns=(status.st_atime_ns, status.st_mtime_ns))
+    store.read_manifest(folder)
+    with pytest.raises(ExportError, match="graph is damaged"):
+        store.check_large_files(folder)
+    assert find_or_build(tmp_path, PARTS, 0, refuse, large_files=False) == folder
+    assert find_or_build(tmp_path, PARTS, 0, build) == folder
+    assert_whole(tmp_path)
+
+
+def test_a_read_only_export_is_read_each_time(
+    tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = find_or_build(tmp_path, PARTS, 0, build)
+
+    def refuse_to_write(path: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse_to_write)
+    hashed.clear()
+    store.check_large_files(folder)
+    store.check_large_files(folder)
+    assert len(hashed) == 4
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "graph",
+        "manifest.json",
+    ]
+
+
 @pytest.mark.parametrize(
     "manifest",
     [

@@ -22,6 +22,7 @@ from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput, decode, prefill
+from paddlenlp_codegen_task.runtime.onnx_inference import unsupported
 
 # Largest difference of two rows of logits, over the largest absolute value in the row.
 TOLERANCE = 1e-4
@@ -58,7 +59,8 @@ class Pair:
     config: CodeGenConfig
     folder: Path
     prompts: list[str]
-    static: LoadedModel
+    paddle: LoadedModel
+    onnxruntime: LoadedModel | None  # where it takes the shape
     eager: LoadedModel
     theirs: CodeGenForCausalLM
 
@@ -85,18 +87,24 @@ def pair(
             folder, config, tensors, alphabet=range(256) if config.vocab_size > EOS else LETTERS
         )
     static = open_model(folder, home_path)
+    supported = unsupported(config) is None
+    onnx = open_model(folder, home_path, engine="onnxruntime") if supported else None
     eager = open_model(folder, home_path, static_mode=False)
     theirs = CodeGenForCausalLM.from_pretrained(folder).eval()
     assert theirs.config.rotary_dim == config.rotary_dim
     prompts = PROMPTS.get(request.param, ["x = ", "def hello_world(name):\n    '''你好'''\n"])
-    yield Pair(config, folder, prompts, static, eager, theirs)
-    static.runtime.close()
-    eager.runtime.close()
+    yield Pair(config, folder, prompts, static, onnx, eager, theirs)
+    for model in (static, onnx, eager):
+        if model is not None:
+            model.runtime.close()
 
 
-@pytest.fixture(params=["static", "eager"])
+@pytest.fixture(params=["paddle", "onnxruntime", "eager"])
 def model(request: pytest.FixtureRequest, pair: Pair) -> LoadedModel:
-    return getattr(pair, request.param)
+    found = getattr(pair, request.param)
+    if found is None:
+        pytest.skip("ONNX Runtime does not take this shape")
+    return found
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -193,16 +201,16 @@ def test_greedy_tokens(pair: Pair, model: LoadedModel, penalty: float):
     )  # a loop over two tokens would prove little
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["paddle", "onnxruntime"])
 def ending(
-    home_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, home_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[CodeGenerator, CodeGenForCausalLM]]:
     """A model that likes to end its text."""
     config = replace(SHAPES["head 64"], n_layer=2, n_positions=160)
     tensors = spread_tensors(config, seed=1)
     tensors["lm_head.bias"][EOS] += 8
     folder = write_model(tmp_path_factory.mktemp("ending"), config, tensors)
-    with generator_of(open_model(folder, home_path)) as generator:
+    with generator_of(open_model(folder, home_path, engine=request.param)) as generator:
         yield generator, CodeGenForCausalLM.from_pretrained(folder).eval()
 
 

@@ -12,7 +12,7 @@ from checkpoints import write_safetensors
 from random_models import spread_tensors
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.export import onnx_files, onnx_graph
+from paddlenlp_codegen_task.export import onnx_files, onnx_graph, store
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
@@ -68,9 +68,10 @@ def assert_logits(precision: str, weights: FusedWeights, found: Any, sequences: 
         assert error < TOLERANCE[precision], (precision, len(sequence))
 
 
-def test_logits(exported: tuple[str, Path], weights: FusedWeights) -> None:
+@pytest.mark.parametrize("cuda_graph", [False, True])  # on a CPU: its fixed memory, no capture
+def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: bool) -> None:
     precision, folder = exported
-    runtime = OnnxRuntime(folder, CONFIG, None, 1)
+    runtime = OnnxRuntime(folder, CONFIG, None, 1, cuda_graph)
     sequences = [tokens(n, length) for n, length in enumerate((5, 40, 17))]
     output = prefill(runtime, 0, sequences)
     assert_logits(precision, weights, output.logits(), sequences)
@@ -162,15 +163,24 @@ def test_quantized_exports_hold_no_float_matrix(exported: tuple[str, Path]) -> N
     assert size < values * bits / 8 + tables + padding
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete"])
-def test_a_damaged_graph_is_built_again(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "delete", "change"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_damaged_graph_is_built_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, large: bool
+) -> None:
+    if large:  # checked while it is being loaded
+        monkeypatch.setattr(store, "_LARGE", 1000)
     with generator(checkpoint, tmp_path) as model:
         folder, expected = model.folder, model.generate("x", max_length=4)
     data = folder / onnx_files.WEIGHTS_FILE
-    if damage == "truncate":
+    if damage == "delete":
+        data.unlink()
+    elif damage == "truncate":
         data.write_bytes(data.read_bytes()[:-1])
     else:
-        data.unlink()
+        data.write_bytes(bytes(255 - byte for byte in data.read_bytes()))
+    with pytest.raises(store.ExportError, match=r"model\.onnx\.data"):
+        CodeGenerator.from_export(folder)
     with generator(checkpoint, tmp_path) as model:
         assert model.folder == folder
         assert model.generate("x", max_length=4) == expected

@@ -1,0 +1,74 @@
+"""A decode step at fixed addresses, which ONNX Runtime can capture as a CUDA graph.
+
+Its CUDA provider records the kernels of a run under `gpu_graph_id`, and launches them all at once
+in later runs of that id: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+This has been run on a CPU, where the id means nothing, and not on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+NO_CAPTURE = "-1"
+
+
+def run_options(graph_id: str) -> Any:
+    """Options for a run that is captured, or replayed, under this id."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", graph_id)
+    return options
+
+
+class FixedStep:
+    """One token for each of `rows` slots, from and to memory that stays where it is.
+
+    It serves as long as the KV buffers it was bound to are there and do not grow.
+    """
+
+    def __init__(
+        self,
+        binding: Any,
+        device: tuple[str, int],
+        rows: int,
+        capacity: int,
+        outputs: dict[str, tuple[tuple[int, ...], Any]],
+        graph_id: str,
+    ) -> None:
+        """Add to a binding, which has the KV buffers, all else that the step reads and writes.
+
+        Args:
+            binding: of the session that will run it.
+            device: name and number.
+            rows: sequences.
+            capacity: tokens that a slot of the buffers has room for.
+            outputs: shape and dtype of each output but the buffers.
+            graph_id: no other step of the session may have it.
+        """
+        self._binding = binding
+        self._options = run_options(graph_id)
+        allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        self._inputs = {
+            "token_ids": allocate((rows, 1), np.int64, *device),
+            "last_positions": allocate((rows,), np.int32, *device),
+            "output_rows": allocate((rows,), np.int64, *device),
+        }
+        self._outputs = {
+            name: allocate(shape, dtype, *device) for name, (shape, dtype) in outputs.items()
+        }
+        for name, value in self._inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        # Read on the host, so a captured graph keeps what it was: an upper bound for all steps.
+        self._total_length = np.array(capacity, np.int32)
+        binding.bind_cpu_input("total_length", self._total_length)
+
+    def run(self, session: Any, **inputs: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """Run with these inputs; return the outputs, on the device until the next run."""
+        for name, value in inputs.items():
+            self._inputs[name].update_inplace(np.ascontiguousarray(value))
+        session.run_with_iobinding(self._binding, self._options)
+        return self._outputs
