@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights, rotary_tables
 
 
@@ -18,15 +19,19 @@ def forward(weights: FusedWeights, token_ids: Sequence[int]) -> Array:
     cos, sin = (table[: len(token_ids)] for table in rotary_tables(config))
     hidden = weights.wte()[np.asarray(token_ids)]  # [T, H]
     for layer in range(config.n_layer):
-        block = weights.block(layer)
-        normed = _layer_norm(hidden, block.ln_weight, block.ln_bias, config.layer_norm_epsilon)
-        q, k, v, inner = np.split(normed @ block.w_in, config.n_embd * np.arange(1, 4), axis=1)
-        heads = [x.reshape(len(token_ids), config.n_head, -1).swapaxes(0, 1) for x in (q, k, v)]
-        attention = _attention(_rotate(heads[0], cos, sin), _rotate(heads[1], cos, sin), heads[2])
-        hidden = hidden + _project(attention, inner, block)
+        # No name keeps a layer's weights while the next one's are read.
+        hidden = _layer(config, weights.block(layer), hidden, cos, sin)
     hidden = _layer_norm(hidden, *weights.ln_f(), config.layer_norm_epsilon)
     weight, bias = weights.lm_head()
     return np.asarray(hidden @ weight + bias, np.float32)
+
+
+def _layer(config: CodeGenConfig, block: Block, hidden: Array, cos: Array, sin: Array) -> Array:
+    normed = _layer_norm(hidden, block.ln_weight, block.ln_bias, config.layer_norm_epsilon)
+    q, k, v, inner = np.split(normed @ block.w_in, config.n_embd * np.arange(1, 4), axis=1)
+    heads = [x.reshape(len(x), config.n_head, -1).swapaxes(0, 1) for x in (q, k, v)]
+    attention = _attention(_rotate(heads[0], cos, sin), _rotate(heads[1], cos, sin), heads[2])
+    return hidden + _project(attention, inner, block)
 
 
 def _attention(query: Array, key: Array, value: Array) -> Array:
