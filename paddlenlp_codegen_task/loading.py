@@ -133,9 +133,10 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
             engine.export_bytes(config, precision),
             build,
         )
+        export = find_or_build(large_files=False)
         try:
-            return _open(name, find_or_build(large_files=False), load)
-        except store.ExportError:  # what is damaged is found by name now, and built again
+            return _open(name, export, load)
+        except store.ExportError:  # a large file is damaged: build again
             return _open(name, find_or_build(), load)
 
 

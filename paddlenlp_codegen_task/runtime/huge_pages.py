@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MAPS = Path("/proc/self/maps")
 _HUGE_PAGE = 2 << 20
 _SMALLEST = 16 << 20  # of a region worth it; a thread's stack of 8 MB is none
 _DELAY = 1.0  # seconds: a process that has just started has its first token to find
@@ -26,7 +26,7 @@ Region = tuple[int, int]
 @contextmanager
 def advised() -> Iterator[None]:
     """Move the memory allocated meanwhile into huge pages, in the background and a little later."""
-    if not sys.platform.startswith("linux"):
+    if not _MAPS.is_file():  # not Linux
         yield
         return
     before = _large_regions()
@@ -40,7 +40,7 @@ def advised() -> Iterator[None]:
 def _large_regions() -> list[Region]:
     """Addresses of this process's writable anonymous memory, in order; not of its stacks."""
     regions = []
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    for line in _MAPS.read_text(encoding="utf-8").splitlines():
         addresses, access, _, _, inode, *name = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in addresses.split("-"))
         if access.startswith("rw") and inode == "0" and name in ([], ["[heap]"]):
