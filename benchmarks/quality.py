@@ -11,7 +11,8 @@
   behind them divided by it, which changes nothing in fp32;
 - the same factors in one layer of 6B's and 16B's width with random weights that are not divided.
 
-Writes JSON and prints the tables of docs/quantization.md.
+Writes JSON and prints the tables of docs/quantization.md. All graphs of a part are in memory at
+once: twice the size of the float32 weights for `--parts precisions`, seven times for int4.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
 PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4")
 NEW_TOKENS, PROMPT_TOKENS = 64, 64
 BLOCKS = (32, 64, 128)
+PARTS = ("precisions", "int4", "outliers", "layer")
 FACTORS = (1, 10, 30, 100)
 FLOAT8, FLOAT4 = (f"{bits}-bit weights, float activations" for bits in (8, 4))
 # From 6.7B parameters on, 6 dimensions are outliers in nearly all tokens, up to about 100 times
@@ -339,31 +341,34 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 def against_fp32(one: dict[str, float]) -> list[str]:
     return [
-        f"{one['delta']:+.4f} ± {one['delta_se']:.4f}",
-        f"{one['kl']:.4f} ± {one['kl_se']:.4f}",
-        f"{100 * one['same_choice']:.1f} %",
+        f"{one['delta']:+.5f} ± {one['delta_se']:.5f}",
+        f"{one['kl']:.5f} ± {one['kl_se']:.5f}",
+        f"{one['same_choice']:.1%}",
     ]
 
 
 def print_results(results: dict[str, Any]) -> None:
     compared = ["Against fp32", "KL", "Same choice"]
-    rows = []
-    for name, one in results["precisions"].items():
-        same = [f"{100 * one['all_equal']:.0f} %", f"{one['equal_tokens']:.1f}"]
-        rows.append([f"`{name}`", f"{one['bits_per_byte']:.4f}", *against_fp32(one), *same])
-    print_table(["Precision", "Bits per byte", *compared, "All equal", "Equal tokens"], rows)
-
-    rows = [
-        [str(one["block"]), str(one["head_bits"]), *against_fp32(one)] for one in results["int4"]
-    ]
-    print_table(["Block", "Bits of `lm_head`", *compared], rows)
-
-    columns = results["outliers"]["factors"]
-    rows = [
-        [name, *(f"{one[name]['delta']:+.4f}" for one in columns.values())] for name in columns["1"]
-    ]
-    print_table(["Bits per byte against fp32", *columns], rows)
-    for size, layer in results["layer"].items():
+    if "precisions" in results:
+        rows = []
+        for name, one in results["precisions"].items():
+            same = [f"{one['all_equal']:.0%}", f"{one['equal_tokens']:.0f}"]
+            rows.append([name, f"{one['bits_per_byte']:.4f}", *against_fp32(one), *same])
+        print_table(["Precision", "Bits per byte", *compared, "All equal", "Equal tokens"], rows)
+    if "int4" in results:
+        rows = [
+            [str(one["block"]), str(one["head_bits"]), *against_fp32(one)]
+            for one in results["int4"]
+        ]
+        print_table(["Block", "Bits of lm_head", *compared], rows)
+    if "outliers" in results:
+        columns = results["outliers"]["factors"]
+        rows = [
+            [name, *(f"{one[name]['delta']:+.4f}" for one in columns.values())]
+            for name in columns["1"]
+        ]
+        print_table(["Bits per byte against fp32", *columns], rows)
+    for size, layer in results.get("layer", {}).items():
         rows = [[name, *(f"{one[name]:.1%}" for one in layer.values())] for name in layer["1"]]
         print_table([f"Error of a layer of {size}", *layer], rows)
 
@@ -372,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a checkpoint's folder, or builtin")
     parser.add_argument("--code", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--windows", type=int, default=200, help="pieces of code, at most")
     parser.add_argument("--context", type=int, default=512, help="tokens of a piece")
     parser.add_argument("--prompts", type=int, default=100)
@@ -395,16 +401,20 @@ def main() -> None:
             "bytes": sum(len(tokenizer.token_bytes(id_)) for one in pieces for id_ in one[1:]),
             "context": length,
         },
-        "precisions": of_precisions(folder, pieces, prompts, threads),
     }
+    if "precisions" in options.parts:
+        results["precisions"] = of_precisions(folder, pieces, prompts, threads)
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
-        results["int4"] = of_int4(weights, pieces, tokenizer, threads)
-        results["outliers"] = of_outliers(weights, pieces[::2], tokenizer, threads)
-    results["layer"] = {
-        size: {str(factor): one_layer(width, factor) for factor in FACTORS}
-        for size, width in WIDTHS.items()
-    }
+        if "int4" in options.parts:
+            results["int4"] = of_int4(weights, pieces, tokenizer, threads)
+        if "outliers" in options.parts:
+            results["outliers"] = of_outliers(weights, pieces[::2], tokenizer, threads)
+    if "layer" in options.parts:
+        results["layer"] = {
+            size: {str(factor): one_layer(width, factor) for factor in FACTORS}
+            for size, width in WIDTHS.items()
+        }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"quality-{results['machine']['date']}.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
