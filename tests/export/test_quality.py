@@ -69,4 +69,4 @@ def test_blocks_keep_an_outlier_to_themselves(
     found = errors(outlying(tensors), tmp_path)
     assert found["fp32"] < 1e-4
     assert found["int8"] > 0.1
-    assert found["int8_weight_only"] < found["int8"] / 1.8
+    assert found["int8_weight_only"] < found["int8"] / 2.2
