@@ -144,15 +144,15 @@ class OnnxRuntime:
         self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
         self._bound: tuple[int, int] | None = None
-        # With CUDA graphs: a step for each number of rows, until the buffers change.
-        self._steps: dict[int, FixedStep] | None = {} if cuda_graph else None
+        # With CUDA graphs: a step for each number of rows and capacity, until the buffers change.
+        self._steps: dict[tuple[int, int], FixedStep] | None = {} if cuda_graph else None
         self._steps_made = 0
         self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
 
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
         self.cache.reset(slots)
-        self._unbind()
+        self._bound = None
 
     def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
@@ -203,7 +203,7 @@ class OnnxRuntime:
         self._unbind()
 
     def _unbind(self) -> None:
-        """What was bound to the buffers is not to be run any more."""
+        """What was bound to buffers that are gone is not to be run any more."""
         self._bound = None
         if self._steps is not None:
             self._steps.clear()
@@ -219,11 +219,12 @@ class OnnxRuntime:
     def _fixed_step(self, rows: int) -> FixedStep:
         """The decode step of the first slots that is captured as a CUDA graph."""
         assert self._steps is not None
-        if rows not in self._steps:
+        key = rows, self.cache.capacity
+        if key not in self._steps:
             self._steps_made += 1
             vocab_size = self.config.vocab_size
             count = min(NUM_CANDIDATES, vocab_size)
-            self._steps[rows] = FixedStep(
+            self._steps[key] = FixedStep(
                 self._bound_caches(0, rows),
                 self._device,
                 rows,
@@ -235,7 +236,7 @@ class OnnxRuntime:
                 },
                 str(self._steps_made),
             )
-        return self._steps[rows]
+        return self._steps[key]
 
     def _bound_caches(self, slot: int, rows: int) -> Any:
         """A binding of the graph's caches to consecutive slots, as input and as output."""
@@ -253,15 +254,17 @@ class OnnxRuntime:
         old_shape = self._slots_shape(self.cache.slots)
         if not self.cache.grow(slots, capacity):
             return
-        self._unbind()
+        self._bound = None
         shape = self._slots_shape(self.cache.slots)
         size = math.prod(shape)
         if not math.prod(old_shape):  # nothing to keep: what was allocated before may be enough
             fit = [buffer.shape()[0] >= size for buffer in self._buffers]
             if len(fit) < len(self._names) or not all(fit):  # growing may have failed midway
+                self._unbind()
                 self._buffers.clear()
                 self._buffers = [self._zeros(size) for _ in self._names]
             return
+        self._unbind()
         for i, old in enumerate(self._buffers):
             new = self._zeros(size)
             self._copy(old.data_ptr(), old_shape, new.data_ptr(), shape)

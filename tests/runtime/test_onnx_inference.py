@@ -99,6 +99,13 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
     assert_logits(precision, weights, prefill(runtime, 0, [[7, 8, 9]]).logits(), [[7, 8, 9]])
     assert runtime.cache.capacity == 128
     assert all(a is b for a, b in zip(buffers, runtime._buffers, strict=True))
+    assert_logits(precision, weights, decode(runtime, [1]).logits(), [[7, 8, 9, 1]])
+    captured = runtime._steps_made
+    runtime.reset(2)  # what was captured for these buffers serves the next run too
+    prefill(runtime, 0, [[7, 8, 9]])
+    assert_logits(precision, weights, decode(runtime, [1]).logits(), [[7, 8, 9, 1]])
+    assert runtime._steps_made == captured
+    assert (captured > 0) is cuda_graph
     with pytest.raises(ValueError, match="do not fit the context of 640"):
         prefill(runtime, 0, [tokens(0, 641)])
     runtime.close()
