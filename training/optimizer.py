@@ -1,7 +1,7 @@
 """The optimizer: Muon for the blocks' matrices, AdamW for everything else, on float32 masters.
 
-The model computes in its own dtype (bfloat16); weights kept in that alone would lose every update
-smaller than 1/256 of themselves, so the masters are float32 and are copied into it each step.
+The model computes in its own dtype; weights kept in bfloat16 alone would lose every update smaller
+than 1/256 of themselves, so the masters are float32 and are copied into it each step.
 
 Muon (Jordan et al., 2024) takes the momentum of a matrix to the nearest orthogonal one, so that
 every direction of it moves alike; its scale here is that of Liu et al. (2025, arXiv 2502.16982,
@@ -19,11 +19,10 @@ NEWTON_SCHULZ_STEPS = 5
 UPDATE_SIZE = 0.2  # root mean square of an update at rate 1, as AdamW's tends to be
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Orthogonalise [N, rows, columns], rows <= columns, in bfloat16: singular values near one."""
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Orthogonalise [N, rows, columns], rows <= columns, in `dtype`: singular values near one."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -86,7 +85,8 @@ class Optimizer:
             (w_in[:, : 3 * width].reshape(3 * layers, width, width), w_out[:, :, :width])
         )
         wide = torch.cat((w_in[:, 3 * width :].mT, w_out[:, :, width:]))
-        square, wide = orthogonal(square), orthogonal(wide)
+        dtype = self.model.wte.weight.dtype
+        square, wide = orthogonal(square, dtype), orthogonal(wide, dtype)
         w_in[:, : 3 * width] = square[: 3 * layers].reshape(layers, 3 * width, width)
         w_in[:, 3 * width :] = wide[:layers].mT
         w_out[:, :, :width], w_out[:, :, width:] = square[3 * layers :], wide[layers:]

@@ -74,13 +74,34 @@ def rate_at(share: float, warm: float, peak: float, decay: float) -> float:
     return peak * (FINAL_RATE + (1 - FINAL_RATE) * left)
 
 
+def faster_dtype() -> torch.dtype:
+    """bfloat16 where the machine has instructions for it; elsewhere it is far slower than float32.
+
+    Weights and optimizer are float32 in both cases (see optimizer.py).
+    """
+    best = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 1792, dtype=dtype)
+        times = []
+        for _ in range(6):
+            start = time.monotonic()
+            left @ right
+            times.append(time.monotonic() - start)
+        best[dtype] = min(times)
+    return min(best, key=best.__getitem__)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("run", type=Path, help="folder for checkpoint.pt and log.csv")
     parser.add_argument("--minutes", type=float, default=90, help="of running, in all")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many (0: never)")
-    parser.add_argument("--tokens", type=int, default=2048, help="a step")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+        help="of the forward and backward pass; auto: the faster one here",
+    )  # fmt: skip
+    parser.add_argument("--tokens", type=int, default=4096, help="a step")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=60, help="steps")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the time")
@@ -104,7 +125,8 @@ def main() -> None:
     validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, 32)
 
     shape = Shape()
-    model = CodeGen(shape).bfloat16()
+    dtype = faster_dtype() if options.dtype == "auto" else getattr(torch, options.dtype)
+    model = CodeGen(shape).to(dtype)
     optimizer = Optimizer(model, options.weight_decay)
     elapsed, step, tokens = 0.0, 0, 0
     if checkpoint.exists():
