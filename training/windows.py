@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 END_OF_TEXT_ID = 8000  # the id after tokenizer.py's BPE_ENTRIES
+SHORT = 192  # tokens of a document of functions that can be completed within max_length
 SLOT = 512  # tokens; an epoch is every slot of an array, in random order
 
 
@@ -32,31 +33,42 @@ class Windows:
         return self.tokens[start : start + length]
 
 
+def short_documents(tokens: np.ndarray) -> np.ndarray:
+    """The documents of `tokens` that have at most SHORT tokens, each with its end of text."""
+    ends = np.flatnonzero(tokens == END_OF_TEXT_ID)
+    lengths = np.diff(ends, prepend=-1)
+    return tokens[: ends[-1] + 1][np.repeat(lengths <= SHORT, lengths)]
+
+
 class Mixture:
-    """Batches of windows from cut functions and from whole modules."""
+    """Batches of windows from cut functions, from short ones alone, and from whole modules."""
 
     def __init__(self, functions: np.ndarray, modules: np.ndarray, seed: int) -> None:
         self.random = np.random.default_rng(seed)
-        self.functions = Windows(functions, 0.7, self.random)
-        self.modules = Windows(modules, 0.3, self.random)
+        self.sources = (
+            Windows(functions, 0.7, self.random),
+            Windows(short_documents(functions), 0.7, self.random),
+            Windows(modules, 0.3, self.random),
+        )
 
-    def batch(self, rows: int, length: int, share: float) -> Tensor:
+    def batch(self, rows: int, length: int, share: float, short: bool) -> Tensor:
         """Return int64 [rows, length]; `share` of the rows, on average, are of functions."""
+        functions, short_functions, modules = self.sources
+        functions = short_functions if short else functions
         picked = [
-            (self.functions if self.random.random() < share else self.modules).cut(length)
+            (functions if self.random.random() < share else modules).cut(length)
             for _ in range(rows)
         ]
         return torch.from_numpy(np.stack(picked).astype(np.int64))
 
     def state(self) -> dict[str, object]:
-        return {
-            "random": self.random.bit_generator.state,
-            "queues": [self.functions.queue, self.modules.queue],
-        }
+        queues = [source.queue for source in self.sources]
+        return {"random": self.random.bit_generator.state, "queues": queues}
 
     def load(self, state: dict[str, object]) -> None:
         self.random.bit_generator.state = state["random"]
-        self.functions.queue, self.modules.queue = state["queues"]
+        for source, queue in zip(self.sources, state["queues"], strict=True):
+            source.queue = list(queue)
 
 
 def validation_batches(tokens: np.ndarray, length: int, count: int) -> Tensor:
