@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as Prompts
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from paddlenlp_codegen_task.decoding import scheduler
+from paddlenlp_codegen_task.decoding.beams import BeamSampler
 from paddlenlp_codegen_task.decoding.sampling import Sampler
-from paddlenlp_codegen_task.decoding.sequence import FinishReason, Sequence, new_sequence
+from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
+from paddlenlp_codegen_task.decoding.sequence import (
+    Advancer,
+    FinishReason,
+    Sequence,
+    random_generator,
+    seen_tokens,
+)
+from paddlenlp_codegen_task.decoding.speculation import PromptLookup
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig, check_option_names
 from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_export, load_model
@@ -29,16 +38,22 @@ class Completion:
     Attributes:
         text: what follows the prompt, truncated.
         token_ids: the tokens generated, those that truncation cut off included.
-        finish_reason: "stop" (truncation matched), "eos" (end of text) or "length" (max_length).
+        finish_reason: "stop" (truncation or stop matched), "eos" (end of text) or "length"
+            (max_length).
+        logprobs: for each of token_ids, with the option `logprobs`: token to log-probability, of
+            the token itself (first) and of the likeliest.
+        score: with the option `output_scores`, as PaddleNLP counts it.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    logprobs: tuple[dict[int, float], ...] | None = None
+    score: float | None = None
 
 
 class CodeGenerator:
-    """Completes code with a CodeGen model. Threads may share one: they take turns."""
+    """Completes code with a CodeGen model. Threads may share one: what they ask runs together."""
 
     def __init__(self, model: LoadedModel, defaults: GenerationConfig, batch_size: int) -> None:
         """Wrap a loaded model; `from_pretrained` and `from_export` load one."""
@@ -46,6 +61,7 @@ class CodeGenerator:
         self._defaults = defaults
         self._batch_size = batch_size
         self._lock = threading.Lock()
+        self._scheduler = Scheduler(model.runtime)
 
     @classmethod
     def from_pretrained(
@@ -127,12 +143,79 @@ class CodeGenerator:
         check_option_names(options, [*GenerationConfig.field_names(), "batch_size"])
         options = dict(options)
         batch_size = _checked_batch_size(options.pop("batch_size", self._batch_size))
-        config = self._defaults.with_options(options)
-        texts = _checked_prompts(prompts)
-        encoded = [self._encode(text, number, config) for number, text in enumerate(texts)]
-        completions = self._run(encoded, config, batch_size)
-        n = config.num_return_sequences
-        return [completions[i : i + n] for i in range(0, len(completions), n)]
+        call = self._checked(prompts, options)
+        samples, beams = call.samples, call.beams
+        # Prompts of like length follow one another, so that they are prefilled together.
+        order = sorted(range(len(call.texts)), key=lambda number: len(call.prompts[number]))
+        sequences = (one for number in order for one in self._sequences(call, number))
+        size = min(max(batch_size, beams), samples * len(order))
+        job = Job(sequences, size, together=beams)
+        for _ in self._steps(job):
+            pass
+        finished = sorted(job.finished, key=lambda one: one.number)
+        return [
+            _completions(finished[at : at + samples], call.config)
+            for at in range(0, len(finished), samples)
+        ]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Complete one prompt, and yield the text piece by piece as soon as it is certain.
+
+        The pieces joined are the text that `generate` gives: none of it is taken back, by
+        truncation or otherwise, and no piece ends within a character. Closing the iterator frees
+        its slot at once. Other calls may be made meanwhile, from this thread too.
+
+        Args:
+            prompt: what to complete.
+            **options: fields of GenerationConfig for this call; they must ask for one completion.
+
+        Raises:
+            TypeError, ValueError: as `generate` does, when called.
+        """
+        check_option_names(options, GenerationConfig.field_names())
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt must be a str, got {type(prompt).__name__}")
+        call = self._checked(prompt, options)
+        if call.config.decode_strategy == "beam_search":
+            raise ValueError("decode_strategy: a beam search's text is known at its end only")
+        for name in ("num_return_sequences", "best_of"):
+            if (getattr(call.config, name) or 1) > 1:
+                raise ValueError(f"{name} must be 1 to stream, got {getattr(call.config, name)}")
+        (sequence,) = self._sequences(call, 0)
+        return self._pieces(sequence)
+
+    def _pieces(self, sequence: Sequence) -> Iterator[str]:
+        """Run a sequence, and yield its text as it is settled."""
+        shown, checker = 0, sequence.stop_checker
+        for _ in self._steps(Job([sequence], 1)):
+            text = checker.settled if sequence.finish_reason is None else checker.text
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
+        if len(checker.text) > shown:  # other calls' steps have brought it to its end
+            yield checker.text[shown:]
+
+    def _steps(self, job: Job) -> Iterator[None]:
+        """Run a job step by step, beside other threads' jobs; give it up if this is closed."""
+        with self._lock:
+            self._scheduler.submit(job)
+        try:
+            while not job.done:
+                with self._lock:
+                    if not job.done:  # another thread's step may have ended it
+                        self._scheduler.step()
+                if job.error is not None:
+                    raise job.error
+                yield
+        finally:
+            job.cancelled = True
+            # Whoever holds the lock is about to make a step, which frees the slots as well. It may
+            # be this very thread, if the garbage collector closes an iterator.
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._scheduler.drop_cancelled()
+                finally:
+                    self._lock.release()
 
     def close(self) -> None:
         """Free the model and its buffers; the generator cannot be used afterwards."""
@@ -170,39 +253,67 @@ class CodeGenerator:
             "max_length, or pass prompt_overflow='truncate_left'"
         )
 
-    def _run(
-        self, prompts: list[list[int]], config: GenerationConfig, batch_size: int
-    ) -> list[Completion]:
-        """Complete prompts; the num_return_sequences completions of each follow one another."""
-        eos_token_id, vocab_size = self.tokenizer.eos_token_id, self.config.vocab_size
-        sampler = Sampler(config, eos_token_id, vocab_size)
-        truncator = Truncator(config.truncation)
-        n = config.num_return_sequences
-
-        def start(number: int) -> Sequence:
-            checker = StopChecker(self.tokenizer, truncator)
-            prompt_ids, sample = prompts[number // n], number % n
-            return new_sequence(number, prompt_ids, checker, vocab_size, config.seed, sample)
-
-        def append(sequence: Sequence, token_id: int) -> None:
-            sequence.append(token_id, eos_token_id, config.max_length)
-
-        # Prompts of like length follow one another, so that they are prefilled together.
-        order = sorted(range(n * len(prompts)), key=lambda number: len(prompts[number // n]))
-        with self._lock:
-            finished = scheduler.run(
-                self._model.runtime,
-                map(start, order),
-                min(batch_size, len(order)),
-                sampler.choose,
-                append,
+    def _checked(self, prompts: str | Prompts[str], options: dict[str, Any]) -> _Call:
+        """Check what is asked for, and encode the prompts."""
+        config = self._defaults.with_options(options)
+        texts = _checked_prompts(prompts)
+        if config.decode_strategy == "beam_search" and 2 * config.num_beams > self._vocab_size:
+            raise ValueError(
+                f"num_beams must be at most half of the vocabulary, got {config.num_beams}"
             )
-            try:
-                completions = {one.number: _completion(one) for one in finished}
-            except FloatingPointError:
-                self._model.runtime.clear()  # what is not a number would spread to later calls
-                raise
-        return [completions[number] for number in range(len(order))]
+        encoded = [self._encode(text, number, config) for number, text in enumerate(texts)]
+        return _Call(
+            config,
+            texts,
+            encoded,
+            Sampler(config, self.tokenizer.eos_token_id, self._vocab_size),
+            Truncator(config.truncation, config.stop),
+        )
+
+    def _sequences(self, call: _Call, number: int) -> Iterator[Sequence]:
+        """Make the sequences of a prompt; all share its list of tokens, and so its prefill."""
+        config, prompt_ids = call.config, call.prompts[number]
+        eos_token_id = self.tokenizer.eos_token_id
+        sampler: Advancer = BeamSampler(config, eos_token_id) if call.beams > 1 else call.sampler
+        for sample in range(call.samples):
+            yield Sequence(
+                call.samples * number + sample,
+                prompt_ids,
+                StopChecker(self.tokenizer, call.truncator, call.texts[number]),
+                sampler,
+                random_generator(config.seed, sample),
+                seen_tokens(prompt_ids, self._vocab_size),
+                eos_token_id,
+                config.max_length,
+                PromptLookup() if config.prompt_lookup and call.beams == 1 else None,
+            )
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.config.vocab_size
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call asks for, checked."""
+
+    config: GenerationConfig
+    texts: list[str]
+    prompts: list[list[int]]
+    sampler: Sampler
+    truncator: Truncator
+
+    @property
+    def beams(self) -> int:
+        """Beams of each prompt; 1 without beam search, and then a beam search of one is greedy."""
+        return self.config.num_beams if self.config.decode_strategy == "beam_search" else 1
+
+    @property
+    def samples(self) -> int:
+        """Sequences of each prompt."""
+        if self.config.decode_strategy == "beam_search":
+            return self.beams
+        return self.config.best_of or self.config.num_return_sequences
 
 
 def option_names() -> list[str]:
@@ -237,6 +348,25 @@ def _checked_prompts(prompts: Any) -> list[str]:
     return list(prompts)
 
 
-def _completion(sequence: Sequence) -> Completion:
-    assert sequence.finish_reason is not None, "the scheduler returns when all have finished"
-    return Completion(sequence.stop_checker.text, tuple(sequence.token_ids), sequence.finish_reason)
+def _completions(samples: list[Sequence], config: GenerationConfig) -> list[Completion]:
+    """The completions of one prompt, from all its samples in their order."""
+    if config.best_of is not None:
+        samples = sorted(samples, key=_mean_log_prob, reverse=True)
+    return [_completion(one, config) for one in samples[: config.num_return_sequences]]
+
+
+def _mean_log_prob(sequence: Sequence) -> float:
+    return sum(log_prob for log_prob, _ in sequence.log_probs) / len(sequence.log_probs)
+
+
+def _completion(sequence: Sequence, config: GenerationConfig) -> Completion:
+    assert sequence.finish_reason is not None, "its job is done"
+    token_ids = tuple(sequence.token_ids)
+    logprobs = None
+    if config.logprobs is not None:
+        noted = zip(token_ids, sequence.log_probs, strict=False)  # end of text is not in token_ids
+        logprobs = tuple({token_id: own, **top} for token_id, (own, top) in noted)
+    score = sum(sequence.scores) / len(sequence.scores) if config.output_scores else None
+    return Completion(
+        sequence.stop_checker.text, token_ids, sequence.finish_reason, logprobs, score
+    )

@@ -290,10 +290,10 @@ def _check_export(runtime: Runtime, weights: FusedWeights, precision: str) -> No
     config = weights.config
     token_ids = [i * 7919 % config.vocab_size for i in range(1, min(9, config.n_positions + 1))]
     try:
-        # By way of a second slot, a move and single tokens: the KV buffers must hold as well.
+        # By way of a second slot, a copy and single tokens: the KV buffers must hold as well.
         prefill(runtime, 0, [token_ids[-1:]])
         found = prefill(runtime, 1, [token_ids[:4]]).logits()[0].copy()
-        runtime.move(1, 0)
+        runtime.copy(1, 0)
         for token_id in token_ids[4:]:
             found = decode(runtime, [token_id]).logits()[0].copy()
     finally:

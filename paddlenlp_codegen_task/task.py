@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import paddle
@@ -23,6 +24,10 @@ usage = r"""
 
            # Several prompts of any lengths, one text each; options at construction or per call
            codegen(["def add(a, b):", "x ="], max_length=64, decode_strategy="greedy_search")
+
+           # The text as it is generated
+           for piece in codegen.task_instance.stream("def fibonacci(n):"):
+               print(piece, end="", flush=True)
 
            # A local checkpoint (Paddle, safetensors or PyTorch)
            codegen = Taskflow("code_generation", task_path="./my_checkpoint")
@@ -108,13 +113,22 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         inputs["completions"] = self._generator.generate(inputs["text"], **options)
         return inputs
 
-    def _postprocess(self, inputs: dict[str, Any]) -> list[str] | list[list[str]]:
-        """One text a prompt, in order; a list of texts if several sequences were asked for."""
+    def _postprocess(self, inputs: dict[str, Any]) -> Any:
+        """One text a prompt, in order; a list of texts if several sequences were asked for.
+
+        With output_scores, (texts, scores) as PaddleNLP's task gives them: a list of the scores of
+        each prompt's completions.
+        """
         completions: list[list[Completion]] = inputs["completions"]
-        texts = [[completion.text for completion in of_prompt] for of_prompt in completions]
+        texts: list[Any] = [[one.text for one in of_prompt] for of_prompt in completions]
         if all(len(of_prompt) == 1 for of_prompt in texts):
-            return [of_prompt[0] for of_prompt in texts]
-        return texts
+            texts = [of_prompt[0] for of_prompt in texts]
+        scores = [[one.score for one in of_prompt] for of_prompt in completions]
+        return texts if scores[0][0] is None else (texts, scores)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Complete one prompt and yield the text piece by piece: `CodeGenerator.stream`."""
+        return self._generator.stream(prompt, **options)
 
 
 def _device(device_id: int) -> str:

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from paddlenlp_codegen_task.decoding.sampling import Sampler
-from paddlenlp_codegen_task.decoding.sequence import Sequence, new_sequence
+from paddlenlp_codegen_task.decoding.sequence import (
+    Advancer,
+    Sequence,
+    random_generator,
+    seen_tokens,
+)
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.runtime.base import StepOutput
@@ -31,13 +36,35 @@ class Draws:
         return next(self._draws)
 
 
+class NoSampler:
+    """In place of a sampler that is not asked."""
+
+    def advance(self, output: StepOutput, sequences: object) -> list[tuple[int, int]]:
+        raise AssertionError
+
+
 def sequence(
-    vocab_size: int, prompt_ids: list[int], token_ids: Iterable[int] = (), generator: object = None
+    vocab_size: int,
+    prompt_ids: list[int],
+    token_ids: Iterable[int] = (),
+    generator: object = None,
+    sampler: Advancer | None = None,
+    eos_token_id: int = -1,
+    max_length: int = -1,
 ) -> Sequence:
     """A sequence that has generated `token_ids` and will draw from `generator`."""
-    made = new_sequence(0, prompt_ids, StopChecker(NoText(), Truncator(None)), vocab_size, 0, 0)
+    made = Sequence(
+        0,
+        prompt_ids,
+        StopChecker(NoText(), Truncator(None)),
+        sampler or NoSampler(),
+        random_generator(0, 0),
+        seen_tokens(prompt_ids, vocab_size),
+        eos_token_id,
+        max_length,
+    )
     for token_id in token_ids:
-        made.append(token_id, eos_token_id=-1, max_length=-1)
+        made.append(token_id)
     made.generator = generator  # type: ignore[assignment]
     return made
 

@@ -5,7 +5,8 @@ a repetition penalty of at least 1 only lowers logits, so a token that is not a 
 or below the smallest candidate as it was. A choice among tokens above that bound is the choice the
 whole row would give; where the bound does not settle it, the whole row is fetched.
 
-Order as in PaddleNLP's generation: min_length, repetition penalty, temperature, top_k, top_p.
+Order as in PaddleNLP's generation: min_length, repetition penalty, temperature, top_k, top_p; then
+min_p, as in transformers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from paddlenlp_codegen_task.decoding.sequence import Sequence
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.runtime.base import Floats, Ids, StepOutput
 
+NOT_NUMBERS = (
+    "the model's logits are not numbers: its weights are broken, or overflow float16 (then use "
+    "precision='fp32')"
+)
+
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -30,22 +36,39 @@ class Sampler:
         self._config = config
         self._eos_token_id = eos_token_id
         self._vocab_size = vocab_size
-        self._greedy = config.decode_strategy == "greedy_search"
+        self._greedy = config.decode_strategy != "sampling"
         self._top_k = 1 if self._greedy else min(config.top_k or vocab_size, vocab_size)
         self._top_p = 1.0 if self._greedy else config.top_p
+        self._min_p = 0.0 if self._greedy else config.min_p
+
+    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> Rows[tuple[int, int]]:
+        """Give each sequence its next token: see `sequence.Advancer`."""
+        for sequence, token_id in zip(sequences, self.choose(output, sequences), strict=True):
+            sequence.append(token_id)
+        return ()
 
     def choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
-        """Return the next token of each sequence; row i of `output` belongs to sequences[i]."""
+        """Return the next token of each sequence; row i of `output` belongs to sequences[i].
+
+        Notes in the sequences what the tokens' probabilities are, if that is asked for.
+        """
+        tokens = self._choose(output, sequences)
+        if self._config.logprobs is not None or self._config.best_of is not None:
+            self._note_log_probs(output, sequences, tokens)
+        if self._config.output_scores:
+            scores = _log_softmax(self._whole(output, sequences))
+            for row, (sequence, token_id) in enumerate(zip(sequences, tokens, strict=True)):
+                sequence.scores.append(float(scores[row, token_id]))
+        return tokens
+
+    def _choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
         if np.isnan(output.candidates).any():
-            raise FloatingPointError(
-                "the model's logits are not numbers: its weights are broken, or overflow float16 "
-                "(then use precision='fp32')"
-            )
+            raise FloatingPointError(NOT_NUMBERS)
         # One draw a token from the sequence's own generator: a seed repeats in any batch.
         draws = np.zeros(len(sequences))
         if not self._greedy:
             draws[:] = [sequence.generator.random() for sequence in sequences]
-        if self._top_k == self._vocab_size and self._top_p == 1:
+        if self._top_k == self._vocab_size and self._top_p == 1 and self._min_p == 0:
             return self._from_all(self._whole(output, sequences), draws)
 
         bound = output.candidates[:, -1]
@@ -74,6 +97,18 @@ class Sampler:
             tokens[rows], _ = self._pick(whole[rows], all_ids, nothing, some, draws[rows])
         return [int(token) for token in tokens]
 
+    def _note_log_probs(
+        self, output: StepOutput, sequences: Rows[Sequence], tokens: Rows[int]
+    ) -> None:
+        """What the model gives the tokens and the likeliest ones, before any option changes it."""
+        log_probs = _log_softmax(output.logits())
+        count = min(self._config.logprobs or 0, self._vocab_size)
+        best = np.argsort(-log_probs, axis=1, kind="stable")[:, :count] if count else None
+        for row, (sequence, token_id) in enumerate(zip(sequences, tokens, strict=True)):
+            ids = [] if best is None else best[row].tolist()
+            top = {one: float(log_probs[row, one]) for one in ids}
+            sequence.log_probs.append((float(log_probs[row, token_id]), top))
+
     def _whole(self, output: StepOutput, sequences: Rows[Sequence]) -> Floats:
         """All logits of every row, processed, [rows, vocab_size]."""
         logits = output.logits()
@@ -82,7 +117,12 @@ class Sampler:
 
     def _process(self, logits: Floats, ids: Ids, seen: Bools, sequences: Rows[Sequence]) -> Floats:
         """Apply min_length and the repetition penalty to logits of the tokens `ids`."""
-        short = np.array([len(one.token_ids) < self._config.min_length for one in sequences])
+        short = np.array(
+            [
+                self._config.ignore_eos or len(one.token_ids) < self._config.min_length
+                for one in sequences
+            ]
+        )
         if short.any():
             logits = np.where(short[:, None] & (ids == self._eos_token_id), -np.inf, logits)
         penalty = np.float32(self._config.repetition_penalty)
@@ -125,6 +165,8 @@ class Sampler:
             probabilities = weights / totals
             before = np.cumsum(probabilities, axis=1) - probabilities
             keep &= before <= self._top_p
+        if self._min_p:  # weights are relative to the likeliest token's
+            keep &= weights >= self._min_p
         kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
         lowest = np.take_along_axis(logits, kept[:, None] - 1, axis=1)[:, 0]
         cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
@@ -150,3 +192,9 @@ class Sampler:
         below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(below / self._config.temperature))
+
+
+def _log_softmax(logits: Floats) -> Doubles:
+    """log(softmax) of each row, in float64: sums of many of them are compared."""
+    below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+    return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))

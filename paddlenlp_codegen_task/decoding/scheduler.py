@@ -1,11 +1,14 @@
-"""Continuous batching: sequences join and leave at every step."""
+"""Continuous batching: sequences join and leave at every step, whichever call they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Rows
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-from paddlenlp_codegen_task.decoding.sequence import Sequence
+from paddlenlp_codegen_task.decoding.sequence import Advancer, Sequence
+from paddlenlp_codegen_task.decoding.speculation import Drafter, Pace
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput, decode, prefill
 
 # Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
@@ -13,83 +16,196 @@ from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutp
 PADDING_SHARE = 0.25
 SMALL_PREFILL = 64
 
-ChooseTokens = Callable[[StepOutput, Rows[Sequence]], list[int]]
-AppendToken = Callable[[Sequence, int], None]
 
+@dataclass(eq=False)
+class Job:
+    """The sequences of one call, and how far they are.
 
-def run(
-    runtime: Runtime,
-    sequences: Iterable[Sequence],
-    batch_size: int,
-    choose: ChooseTokens,
-    append: AppendToken,
-) -> Iterator[Sequence]:
-    """Generate, and yield every sequence as it finishes.
-
-    Running sequences occupy the slots 0, 1, ...; when one leaves, the last takes its slot, so that
-    a step never runs an empty one.
-
-    Args:
-        runtime: what runs the steps; nothing else may use it meanwhile.
+    Attributes:
         sequences: what to generate; each is asked for when there is room for it.
-        batch_size: most sequences to run at once.
-        choose: picks the next token of each row of a step.
-        append: gives a sequence its token, setting finish_reason if it is done.
+        batch_size: most of them to run at once.
+        together: how many that follow one another start together, as the beams of a prompt do.
+        running: how many run now.
+        finished: those that are done, in the order in which they finished.
+        cancelled: set at any time to give the job up; its slots are freed before the next step.
+        error: what made a step fail; the job is over then.
     """
-    runtime.reset(batch_size)
-    waiting = _Waiting(sequences)
-    running: list[Sequence] = []
-    while waiting.first or running:
-        while waiting.first and len(running) < batch_size:
-            group = _next_group(waiting, batch_size - len(running))
-            output = prefill(runtime, len(running), [one.prompt_ids for one in group])
-            for sequence, token_id in zip(group, choose(output, group), strict=True):
-                append(sequence, token_id)
-            running += group
-            yield from _retire(runtime, running)
-        if running:
-            output = decode(runtime, [sequence.token_ids[-1] for sequence in running])
-            for sequence, token_id in zip(running, choose(output, running), strict=True):
-                append(sequence, token_id)
-            yield from _retire(runtime, running)
 
+    sequences: Iterable[Sequence]
+    batch_size: int
+    together: int = 1
+    running: int = 0
+    finished: list[Sequence] = field(default_factory=list)
+    cancelled: bool = False
+    error: BaseException | None = None
 
-class _Waiting:
-    """Sequences that have not started; only the first has been made yet."""
+    def __post_init__(self) -> None:
+        self._rest = iter(self.sequences)
+        self.waiting = next(self._rest, None)  # the only one made before it can run
 
-    def __init__(self, sequences: Iterable[Sequence]) -> None:
-        self._rest = iter(sequences)
-        self.first = next(self._rest, None)
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.error is not None or self.cancelled or not (self.waiting or self.running)
 
     def pop(self) -> Sequence:
-        assert self.first is not None
-        popped, self.first = self.first, next(self._rest, None)
+        """Take the waiting sequence."""
+        assert self.waiting is not None
+        popped, self.waiting = self.waiting, next(self._rest, None)
         return popped
 
 
-def _next_group(waiting: _Waiting, room: int) -> list[Sequence]:
+class Scheduler:
+    """Runs the sequences of any number of jobs on one runtime.
+
+    Running sequences occupy the slots 0, 1, ...; when one leaves, the last takes its slot, so that
+    a step never runs an empty one. Not for several threads at once, but for `Job.cancelled`.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._jobs: list[Job] = []
+        self._running: list[tuple[Sequence, Job]] = []  # the place is the slot
+        self._pace = Pace()
+
+    def submit(self, job: Job) -> None:
+        """Have a job run by the next steps, beside those that run."""
+        self.drop_cancelled()
+        if not self._jobs:
+            self._runtime.reset(job.batch_size)
+        self._jobs.append(job)
+
+    def step(self) -> None:
+        """Start what there is room for, then give every running sequence one token.
+
+        Raises:
+            Exception: what the runtime or a sampler raised. All jobs are over then, with that as
+                their error, and the buffers are freed: what is in them may be anything.
+        """
+        try:
+            self.drop_cancelled()
+            self._start_waiting()
+            if len(self._running) == 1 and self._running[0][0].drafter is not None:
+                self._speculate(self._running[0][0], self._running[0][0].drafter)
+            elif self._running:
+                sequences = [sequence for sequence, _ in self._running]
+                output = decode(self._runtime, [one.token_ids[-1] for one in sequences])
+                self._advance(output, sequences, 0)
+            self._retire()
+            self._jobs = [job for job in self._jobs if not job.done]
+        except BaseException as error:
+            for job in self._jobs:
+                job.error = error
+            self._jobs.clear()
+            self._running.clear()
+            self._runtime.clear()
+            raise
+
+    def _start_waiting(self) -> None:
+        """Prefill waiting prompts while there are slots, the job that runs fewest first."""
+        while True:
+            limit = max((job.batch_size for job in self._jobs), default=0)
+            room = {
+                job: min(limit - len(self._running), job.batch_size - job.running)
+                for job in self._jobs
+                if job.waiting
+            }
+            jobs = [job for job in room if room[job] >= job.together]
+            if not jobs:
+                return
+            job = min(jobs, key=lambda one: one.running)
+            group = _next_group(job, room[job] // job.together * job.together)
+            self._prefill(group)
+            job.running += len(group)
+            self._running += [(sequence, job) for sequence in group]
+            self._retire()
+
+    def _prefill(self, group: list[Sequence]) -> None:
+        """Start sequences in the next slots. Those that share a prompt share its prefill."""
+        slot, prompts = len(self._running), [group[0].prompt_ids]
+        rows = [0]  # of the step, for each sequence
+        for before, one in pairwise(group):
+            if one.prompt_ids is not before.prompt_ids:
+                prompts.append(one.prompt_ids)
+            rows.append(len(prompts) - 1)
+        output = prefill(self._runtime, slot, prompts)
+        # From the last on: a row's own slot is overwritten only once those after it have copied.
+        for n in reversed(range(len(group))):
+            if rows[n] != n:
+                self._runtime.copy(slot + rows[n], slot + n)
+        self._advance(output if len(prompts) == len(group) else output.take(rows), group, slot)
+
+    def _advance(self, output: StepOutput, sequences: list[Sequence], slot: int) -> None:
+        """Give the sequences in the slots from `slot` on their next tokens, each by its sampler."""
+        rows_of: dict[Advancer, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            rows_of.setdefault(sequence.sampler, []).append(row)
+        for sampler, rows in rows_of.items():
+            part = output if len(rows_of) == 1 else output.take(rows)
+            for source, target in sampler.advance(part, [sequences[row] for row in rows]):
+                self._runtime.copy(slot + rows[source], slot + rows[target])
+
+    def _speculate(self, sequence: Sequence, drafter: Drafter) -> None:
+        """Give the one sequence that runs the tokens of a draft that prove right, and one more."""
+        start = time.perf_counter()
+        room = sequence.max_length - len(sequence.token_ids) - 1
+        kind, draft = drafter.draft(sequence, self._pace, room)
+        drafted = time.perf_counter()
+        length = self._runtime.cache.lengths[0]
+        output = self._runtime.forward(0, [[sequence.token_ids[-1], *draft]], every=True)
+        count = 0  # tokens of the draft that were right
+        while True:
+            row = output.take([count]) if draft else output
+            sequence.sampler.advance(row, [sequence])
+            if count == len(draft) or sequence.finish_reason:
+                break
+            if sequence.token_ids[-1] != draft[count]:
+                break
+            count += 1
+        self._runtime.cache.lengths[0] = length + count + 1  # what follows was wrong
+        seconds = time.perf_counter() - drafted
+        if draft:
+            self._pace.note_draft(kind, len(draft), drafted - start)
+            self._pace.note_verified(kind, len(draft), count, seconds)
+        else:
+            self._pace.note_plain(seconds)
+
+    def _retire(self) -> None:
+        """Take finished sequences out of the slots."""
+        for slot in reversed(range(len(self._running))):
+            sequence, job = self._running[slot]
+            if sequence.finish_reason is not None:
+                job.running -= 1
+                job.finished.append(sequence)
+                self._free(slot)
+
+    def drop_cancelled(self) -> None:
+        """Free the slots of cancelled jobs."""
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot][1].cancelled:
+                self._free(slot)
+        self._jobs = [job for job in self._jobs if not job.cancelled]
+
+    def _free(self, slot: int) -> None:
+        """Close the gap that a sequence leaves in the slots."""
+        last = self._running.pop()
+        if slot < len(self._running):
+            self._runtime.copy(len(self._running), slot)
+            self._running[slot] = last
+
+
+def _next_group(job: Job, room: int) -> list[Sequence]:
     """Take the sequences at the front whose prompts are worth running in one step."""
-    group = [waiting.pop()]
+    group = [job.pop()]
     longest = total = len(group[0].prompt_ids)
-    while waiting.first and len(group) < room:
-        length = len(waiting.first.prompt_ids)
-        longest, total = max(longest, length), total + length
-        padded = longest * (len(group) + 1)
-        worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
-        if not worthwhile or padded > PREFILL_CHUNK:
-            break
-        group.append(waiting.pop())
+    prompts = 1
+    while job.waiting and len(group) < room:
+        if job.waiting.prompt_ids is not group[-1].prompt_ids:  # else it shares the prefill
+            length = len(job.waiting.prompt_ids)
+            longest, total, prompts = max(longest, length), total + length, prompts + 1
+            padded = longest * prompts
+            worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
+            if not worthwhile or padded > PREFILL_CHUNK:
+                break
+        group.append(job.pop())
     return group
-
-
-def _retire(runtime: Runtime, running: list[Sequence]) -> Iterator[Sequence]:
-    """Take finished sequences out of `running`, closing the gaps they leave in the slots."""
-    for slot in reversed(range(len(running))):
-        sequence = running[slot]
-        if sequence.finish_reason is None:
-            continue
-        last = running.pop()
-        if last is not sequence:
-            runtime.move(len(running), slot)
-            running[slot] = last
-        yield sequence

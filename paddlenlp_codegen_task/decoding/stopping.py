@@ -22,10 +22,11 @@ class StopChecker:
     known never to be.
     """
 
-    def __init__(self, tokenizer: TokenBytes, truncator: Truncator) -> None:
+    def __init__(self, tokenizer: TokenBytes, truncator: Truncator, prompt: str = "") -> None:
         self._token_bytes = tokenizer.token_bytes
         self._truncator = truncator
-        self._scanner = truncator.scanner()
+        self._prompt = prompt
+        self._scanner = truncator.scanner(prompt)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decision: str | None = None
 
@@ -43,7 +44,8 @@ class StopChecker:
         if self._decision is not None:
             return self._decision
         held_back, _ = self._decoder.getstate()
-        return self._truncator.truncate(self._scanner.text + held_back.decode("utf-8", "replace"))
+        text = self._scanner.text + held_back.decode("utf-8", "replace")
+        return self._truncator.truncate(text, self._prompt)
 
     @property
     def settled(self) -> str:

@@ -34,6 +34,13 @@ class StepOutput:
     candidate_ids: Ids
     logits: Callable[[], Floats]
 
+    def take(self, rows: Sequence[int]) -> StepOutput:
+        """The same for some of the rows, in their order."""
+        chosen = list(rows)
+        return StepOutput(
+            self.candidates[chosen], self.candidate_ids[chosen], lambda: self.logits()[chosen]
+        )
+
 
 class Runtime(Protocol):
     """Runs a model's forward step. Sequences in use occupy slots 0, 1, ... without gaps.
@@ -51,16 +58,19 @@ class Runtime(Protocol):
     def reset(self, slots: int) -> None:
         """Forget all sequences; `slots` new ones are expected to run at once."""
 
-    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+    def forward(
+        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+    ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each.
 
         Args:
             slot: the first slot; row i goes to slot + i, at that slot's own length.
             token_ids: one or more new tokens for each row.
+            every: return the logits of every token instead; then there is one row only.
         """
 
-    def move(self, source: int, target: int) -> None:
-        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+    def copy(self, source: int, target: int) -> None:
+        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
 
     def clear(self) -> None:
         """Free the buffers; new ones are allocated when they are needed."""
@@ -69,37 +79,48 @@ class Runtime(Protocol):
         """Free the model and its buffers."""
 
 
-def pack(cache: KVCache, slot: int, token_ids: Sequence[Sequence[int]]) -> tuple[Ids, Ids, Ids]:
+def pack(
+    cache: KVCache, slot: int, token_ids: Sequence[Sequence[int]], every: bool
+) -> tuple[Ids, Ids, Ids]:
     """Lay out the new tokens of consecutive slots as a graph takes them.
 
     Returns:
-        token ids [B, T], padded on the right; the slots' lengths [B] before them; and where each
-        row's last token is among the B * T, [B]. All int64.
+        token ids [B, T], padded on the right; the slots' lengths [B] before them; and where the
+        tokens whose logits are wanted are among the B * T, [B] or with `every` [T]. All int64.
     """
+    if every and len(token_ids) != 1:
+        raise ValueError(f"every token's logits are there for one row only, not {len(token_ids)}")
     longest = max(map(len, token_ids))
     padded = np.zeros((len(token_ids), longest), np.int64)
     for row, tokens in enumerate(token_ids):
         padded[row, : len(tokens)] = tokens
     lengths = np.array([cache.lengths[slot + row] for row in range(len(token_ids))], np.int64)
+    if every:
+        return padded, lengths, np.arange(longest)
     last = [row * longest + len(tokens) - 1 for row, tokens in enumerate(token_ids)]
     return padded, lengths, np.array(last, np.int64)
 
 
 def prefill(runtime: Runtime, slot: int, prompts: Sequence[Sequence[int]]) -> StepOutput:
-    """Start new sequences in consecutive slots; one prompt is run in chunks if it is long.
-
-    Returns:
-        The step output of each prompt's last token.
-    """
+    """Start new sequences in consecutive slots; the output is that of each prompt's last token."""
     for row in range(len(prompts)):
         runtime.cache.lengths[slot + row] = 0
-    if len(prompts) == 1:
-        prompt = prompts[0]
-        while len(prompt) > PREFILL_CHUNK:
-            runtime.forward(slot, [prompt[:PREFILL_CHUNK]])
-            prompt = prompt[PREFILL_CHUNK:]
-        prompts = [prompt]
-    return runtime.forward(slot, prompts)
+    return extend(runtime, slot, prompts)
+
+
+def extend(runtime: Runtime, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+    """Append tokens to sequences in consecutive slots; one row is run in chunks if it is long.
+
+    Returns:
+        The step output of each row's last token.
+    """
+    if len(token_ids) == 1:
+        [tokens] = token_ids
+        while len(tokens) > PREFILL_CHUNK:
+            runtime.forward(slot, [tokens[:PREFILL_CHUNK]])
+            tokens = tokens[PREFILL_CHUNK:]
+        token_ids = [tokens]
+    return runtime.forward(slot, token_ids)
 
 
 def decode(runtime: Runtime, token_ids: Sequence[int]) -> StepOutput:

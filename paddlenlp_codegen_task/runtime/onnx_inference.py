@@ -144,6 +144,7 @@ class OnnxRuntime:
         self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
         self._bound: tuple[int, int] | None = None
+        self._outputs = 0  # rows of logits that are bound
         # With CUDA graphs: a step for each number of rows and capacity, until the buffers change.
         self._steps: dict[tuple[int, int], FixedStep] | None = {} if cuda_graph else None
         self._steps_made = 0
@@ -154,12 +155,14 @@ class OnnxRuntime:
         self.cache.reset(slots)
         self._bound = None
 
-    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+    def forward(
+        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+    ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._session is None:
             raise RuntimeError("this runtime is closed")
         rows = len(token_ids)
-        padded, lengths, last = pack(self.cache, slot, token_ids)
+        padded, lengths, last = pack(self.cache, slot, token_ids, every)
         self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
         totals = lengths + [len(tokens) for tokens in token_ids]
         inputs: dict[str, np.ndarray[Any, Any]] = {
@@ -171,8 +174,7 @@ class OnnxRuntime:
             outputs = self._fixed_step(rows).run(self._session, **inputs)
             candidates, candidate_ids, logits = (outputs[name] for name in _OUTPUTS)
         else:
-            if self._bound != (slot, rows):
-                self._bind(slot, rows)
+            self._bind(slot, rows, len(last))
             inputs["total_length"] = np.asarray(totals.max(), np.int32)
             for name, value in inputs.items():
                 self._binding.bind_cpu_input(name, value)
@@ -182,14 +184,15 @@ class OnnxRuntime:
             self.cache.lengths[slot + row] += len(tokens)
         return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
 
-    def move(self, source: int, target: int) -> None:
-        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+    def copy(self, source: int, target: int) -> None:
+        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
+        self._reserve(target + 1, self.cache.lengths[source])
         shape = self._slots_shape(1)
         size = math.prod(shape) * self._dtype.itemsize
         for buffer in self._buffers:
             start = buffer.data_ptr()
             self._copy(start + source * size, shape, start + target * size, shape)
-        self.cache.lengths[target] = self.cache.lengths.pop(source)
+        self.cache.lengths[target] = self.cache.lengths[source]
 
     def close(self) -> None:
         """Free the model and its buffers."""
@@ -208,13 +211,18 @@ class OnnxRuntime:
         if self._steps is not None:
             self._steps.clear()
 
-    def _bind(self, slot: int, rows: int) -> None:
+    def _bind(self, slot: int, rows: int, outputs: int) -> None:
         """Prepare steps of consecutive slots, whose outputs are wherever ONNX Runtime puts them."""
-        self._binding = self._bound_caches(slot, rows)
+        if self._bound != (slot, rows):
+            self._binding = self._bound_caches(slot, rows)
+            self._bound = slot, rows
+        elif self._outputs == outputs:
+            return
+        # Where ONNX Runtime has put them once has their shape.
         for name in ("candidates", "candidate_ids"):
             self._binding.bind_output(name, "cpu")
         self._binding.bind_output("logits", *self._device)
-        self._bound = slot, rows
+        self._outputs = outputs
 
     def _fixed_step(self, rows: int) -> FixedStep:
         """The decode step of the first slots that is captured as a CUDA graph."""

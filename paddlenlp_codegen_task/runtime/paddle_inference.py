@@ -219,12 +219,14 @@ class PaddleRuntime:
         self.cache.reset(slots)
         self._bound = None
 
-    def forward(self, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+    def forward(
+        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+    ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._graph is None:
             raise RuntimeError("this runtime is closed")
         rows = len(token_ids)
-        padded, lengths, last = pack(self.cache, slot, token_ids)
+        padded, lengths, last = pack(self.cache, slot, token_ids, every)
         self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
         if self._bound != (slot, rows):
             size = self.config.n_head * self.cache.capacity
@@ -238,8 +240,9 @@ class PaddleRuntime:
             self.cache.lengths[slot + row] += len(tokens)
         return output
 
-    def move(self, source: int, target: int) -> None:
-        """Move the sequence in slot `source` to slot `target`, replacing what is there."""
+    def copy(self, source: int, target: int) -> None:
+        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
+        self._reserve(target + 1, self.cache.lengths[source])
         length, capacity, heads = (
             self.cache.lengths[source],
             self.cache.capacity,
@@ -253,7 +256,7 @@ class PaddleRuntime:
             )
             for buffer in self._buffers:
                 buffer.scatter_(write, paddle.gather(buffer, read))
-        self.cache.lengths[target], self.cache.lengths[source] = length, 0
+        self.cache.lengths[target] = length
 
     def close(self) -> None:
         """Free the model and its buffers."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sampler_probe import Draws, distribution, sequence, step_output
+from scipy.special import softmax
 from scipy.stats import chisquare
 
 from paddlenlp_codegen_task.decoding.sampling import Sampler
@@ -22,8 +23,8 @@ EOS = 7
 def processed(
     config: GenerationConfig, logits: np.ndarray, seen: set[int], new_tokens: int, token: int
 ) -> float:
-    """A token's logit after min_length and the repetition penalty."""
-    if token == EOS and new_tokens < config.min_length:
+    """A token's logit after min_length, ignore_eos and the repetition penalty."""
+    if token == EOS and (config.ignore_eos or new_tokens < config.min_length):
         return -np.inf
     value, by = logits[token], np.float32(config.repetition_penalty)
     if token not in seen:
@@ -48,6 +49,7 @@ def expected_distribution(
             if taken > config.top_p:
                 weights[token] = 0
             taken += weights[token]
+    weights[weights < config.min_p * weights.max()] = 0
     return weights / weights.sum()
 
 
@@ -59,6 +61,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 1.5, "top_k": 100, "repetition_penalty": 2.0},
     {"temperature": 1.0, "repetition_penalty": 0.7, "top_k": 12},
     {"temperature": 3.0, "min_length": 4, "top_k": 10},
+    {"temperature": 2.0, "min_p": 0.1, "top_k": 0},
+    {"temperature": 2.0, "min_p": 0.3, "top_k": 30, "ignore_eos": True},
+    {"temperature": 3.0, "min_p": 0.05, "top_p": 0.7, "top_k": 0},
 ]
 
 
@@ -96,6 +101,8 @@ configs = st.builds(
     top_p=st.sampled_from([1.0, 1.0, 0.9, 0.5, 1e-9]),
     repetition_penalty=st.sampled_from([1.0, 1.1, 2.0, 1.1, 0.6]),
     min_length=st.sampled_from([0, 0, 3]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.2, 0.9]),
+    ignore_eos=st.sampled_from([False, False, True]),
 )
 
 
@@ -147,6 +154,8 @@ def test_candidates_give_what_the_whole_row_gives(
             wider = replace(config, top_p=min(config.top_p + 1e-6, 1.0))
             assert expected_distribution(wider, *history)[token] > 0
     assert fetched <= 1
+    if config.min_p:  # may settle among the candidates what the other options would not
+        return
     greedy = config.decode_strategy == "greedy_search"
     whole = not greedy and (config.top_p < 1 or config.top_k == 0 or config.top_k >= vocab)
     if whole or config.repetition_penalty < 1:
@@ -271,3 +280,37 @@ def test_low_temperatures_come_down_to_greedy(temperature: float):
         config = GenerationConfig(temperature=temperature, top_k=0, top_p=top_p)
         found = distribution(config, logits, EOS, [EOS], resolution=200)
         assert found[logits.argmax()] == 1
+
+
+def test_log_probabilities_are_the_model_s_own():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, (2, VOCAB)).astype(np.float32)
+    expected = np.log(softmax(logits.astype(np.float64), axis=1))
+    config = GenerationConfig(logprobs=3, temperature=3.0, top_k=0, repetition_penalty=2.0)
+    sequences = [sequence(VOCAB, [4], [5], np.random.default_rng(n)) for n in range(2)]
+    tokens = Sampler(config, EOS, VOCAB).choose(step_output(logits), sequences)
+    for row, (one, token) in enumerate(zip(sequences, tokens, strict=True)):
+        [(own, top)] = one.log_probs
+        assert own == pytest.approx(expected[row, token])
+        assert list(top) == np.argsort(-logits[row])[:3].tolist()
+        assert list(top.values()) == pytest.approx(sorted(expected[row])[:-4:-1])
+
+
+def test_scores_are_paddlenlp_s():
+    """After min_length and the repetition penalty, before temperature, top_k and top_p."""
+    logits = np.random.default_rng(2).normal(0, 2, (1, VOCAB)).astype(np.float32)
+    config = GenerationConfig(output_scores=True, temperature=0.1, min_length=5, top_k=2)
+    one = sequence(VOCAB, [4, 20], [30], np.random.default_rng(0))
+    [token] = Sampler(config, EOS, VOCAB).choose(step_output(logits), [one])
+    values = [processed(config, logits[0], {4, 20, 30}, 1, n) for n in range(VOCAB)]
+    assert one.scores == pytest.approx([np.log(softmax(values)[token])], abs=1e-6)
+    assert not one.log_probs
+
+
+def test_nothing_is_noted_or_fetched_unless_asked_for():
+    output = step_output(np.random.default_rng(2).normal(0, 2, (1, VOCAB)).astype(np.float32))
+    one = sequence(VOCAB, [4], [], np.random.default_rng(0))
+    Sampler(GenerationConfig(top_k=3, min_p=0.1), EOS, VOCAB).choose(output, [one])
+    assert not one.log_probs
+    assert not one.scores
+    assert output.logits.fetched == 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_probe import sequence
+from sampler_probe import NoSampler, sequence
 
 from paddlenlp_codegen_task.decoding import scheduler
+from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
 from paddlenlp_codegen_task.decoding.sequence import Sequence
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
@@ -39,7 +39,7 @@ class FakeRuntime:
     cache: KVCache = field(default_factory=lambda: KVCache(CONFIG.n_positions))
     written: dict[int, list[int]] = field(default_factory=dict)
     calls: list[tuple[int, list[int]]] = field(default_factory=list)  # slot, new tokens a row
-    moves: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
 
     def reset(self, slots: int) -> None:
         self.cache.reset(slots)
@@ -48,7 +48,8 @@ class FakeRuntime:
     def forward(self, slot: int, token_ids: Rows[Rows[int]]) -> StepOutput:
         assert token_ids
         assert slot >= 0
-        assert slot + len(token_ids) <= self.cache.slots <= self.batch_size
+        self.cache.grow(slot + len(token_ids), 0)
+        assert self.cache.slots <= self.batch_size
         assert len(token_ids) * max(map(len, token_ids)) <= max(PREFILL_CHUNK, self.batch_size)
         self.calls.append((slot, [len(tokens) for tokens in token_ids]))
         chosen = []
@@ -63,64 +64,72 @@ class FakeRuntime:
         ids = np.array(chosen, np.int64)[:, None]
         return StepOutput(np.ones_like(ids, np.float32), ids, lambda: logits)
 
-    def move(self, source: int, target: int) -> None:
-        assert 0 <= target < source < self.cache.slots
-        self.moves.append((source, target))
+    def copy(self, source: int, target: int) -> None:
+        assert 0 <= source < self.cache.slots
+        assert source != target
+        self.cache.grow(target + 1, self.cache.lengths[source])
+        assert self.cache.slots <= self.batch_size
+        self.copies.append((source, target))
         self.written[target] = self.written[source]
-        self.cache.lengths[target], self.cache.lengths[source] = self.cache.lengths[source], 0
+        self.cache.lengths[target] = self.cache.lengths[source]
+
+    def clear(self) -> None:
+        self.cache.reset(0)
+        self.written.clear()
 
     def close(self) -> None:
         pass
 
 
-@dataclass
-class Run:
-    """One run of the scheduler that checks every step it makes."""
+@dataclass(eq=False)
+class Checker:
+    """The sampler of one job, which checks what the scheduler asks of it."""
 
     runtime: FakeRuntime
-    limits: dict[int, int]  # by id() of a sequence: when it has to finish
-    live: list[Sequence] = field(default_factory=list)
-    waiting: int = 0
+    asked: int = 0
 
-    def choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
-        slot, lengths = self.runtime.calls[-1]
-        new = [one for one in sequences if not one.token_ids]
-        if new:
-            assert len(new) == len(sequences)
-            assert slot == len(self.live)  # right behind those that run
-            self.live += sequences
-            self.waiting -= len(sequences)
-        else:
-            assert slot == 0
-            assert lengths == [1] * len(self.live)  # all that run, and nothing else
-            assert {id(one) for one in sequences} == {id(one) for one in self.live}
-            assert len(self.live) == self.runtime.batch_size or not self.waiting
+    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> list[tuple[int, int]]:
+        self.asked += 1
+        assert all(one.sampler is self for one in sequences)
         assert all(one.finish_reason is None for one in sequences)
+        slot, _ = self.runtime.calls[-1]
+        new = [not one.token_ids for one in sequences]
+        assert all(new) or not any(new)
+        assert all(new) or slot == 0  # all that run take part in a step
         tokens = [int(token) for token in output.candidate_ids[:, 0]]
         # Each row was computed from the history of the very sequence it is taken for.
         assert tokens == [next_token([*one.prompt_ids, *one.token_ids]) for one in sequences]
-        return tokens
-
-    def append(self, one: Sequence, token_id: int) -> None:
-        one.append(token_id, EOS, self.limits[id(one)])
-        if one.finish_reason:
-            self.live = [other for other in self.live if other is not one]
-
-    def __call__(self, sequences: list[Sequence]):
-        self.waiting = len(sequences)
-        return scheduler.run(
-            self.runtime, sequences, self.runtime.batch_size, self.choose, self.append
-        )
+        np.testing.assert_array_equal(output.logits().argmax(axis=1), tokens)
+        for one, token in zip(sequences, tokens, strict=True):
+            one.append(token)
+        return []
 
 
-def make(lengths: list[tuple[int, int]], seed: int) -> tuple[list[Sequence], dict[int, int]]:
-    """Sequences of (tokens of the prompt, most new tokens)."""
-    rng = np.random.default_rng(seed)
-    made = [sequence(VOCAB, rng.integers(VOCAB, size=prompt).tolist()) for prompt, _ in lengths]
-    return made, {id(one): limit for one, (_, limit) in zip(made, lengths, strict=True)}
+def make(
+    lengths: list[tuple[int, int]], seed: int, runtime: FakeRuntime, samples: int = 1
+) -> list[Sequence]:
+    """Sequences of (tokens of the prompt, most new tokens), `samples` of each prompt."""
+    rng, checker = np.random.default_rng(seed), Checker(runtime)
+    prompts = [rng.integers(VOCAB, size=prompt).tolist() for prompt, _ in lengths]
+    return [
+        sequence(VOCAB, prompt, sampler=checker, eos_token_id=EOS, max_length=limit + n)
+        for prompt, (_, limit) in zip(prompts, lengths, strict=True)
+        for n in range(samples)
+    ]
 
 
-def assert_as_alone(one: Sequence, limit: int) -> None:
+def run(runtime: FakeRuntime, *jobs: Job) -> None:
+    """Run jobs to their end, checking before every decode step that no slot is idle."""
+    scheduler = Scheduler(runtime)
+    for job in jobs:
+        scheduler.submit(job)
+    while not all(job.done for job in jobs):
+        scheduler.step()
+    scheduler.step()  # nothing is left to do
+    assert not any(job.running for job in jobs)
+
+
+def assert_as_alone(one: Sequence) -> None:
     tokens: list[int] = []
     reason = None
     while reason is None:
@@ -129,7 +138,7 @@ def assert_as_alone(one: Sequence, limit: int) -> None:
             reason = "eos"
         else:
             tokens.append(token)
-            reason = "length" if len(tokens) == limit else None
+            reason = "length" if len(tokens) == one.max_length else None
     assert one.token_ids == tokens
     assert one.finish_reason == reason
 
@@ -138,17 +147,18 @@ sizes = st.one_of(st.integers(1, 8), st.integers(1, 70), st.sampled_from([255, 2
 works = st.lists(st.tuples(sizes, st.integers(1, 30)), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
-@given(works, st.integers(1, 13), st.integers(0, 1000))
+@settings(max_examples=200, deadline=None)
+@given(works, st.integers(1, 13), st.integers(1, 4), st.integers(0, 1000))
 def test_every_sequence_gets_what_it_would_get_alone(
-    work: list[tuple[int, int]], batch_size: int, seed: int
+    work: list[tuple[int, int]], batch_size: int, samples: int, seed: int
 ):
-    sequences, limits = make(work, seed)
     runtime = FakeRuntime(batch_size)
-    finished = list(Run(runtime, limits)(sequences))
-    assert sorted(map(id, finished)) == sorted(map(id, sequences))
+    sequences = make(work, seed, runtime, samples)
+    job = Job(sequences, batch_size)
+    run(runtime, job)
+    assert sorted(map(id, job.finished)) == sorted(map(id, sequences))
     for one in sequences:
-        assert_as_alone(one, limits[id(one)])
+        assert_as_alone(one)
     for _, lengths in runtime.calls:
         padded, total = len(lengths) * max(lengths), sum(lengths)
         assert padded <= max(
@@ -157,30 +167,95 @@ def test_every_sequence_gets_what_it_would_get_alone(
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(works, st.integers(1, 5)), max_size=4), st.integers(0, 1000))
+def test_jobs_run_together(parts: list[tuple[list[tuple[int, int]], int]], seed: int):
+    # Buffers grow by doubling.
+    runtime = FakeRuntime(2 * max((batch_size for _, batch_size in parts), default=1))
+    jobs = [
+        Job(make(work, seed + n, runtime), batch_size) for n, (work, batch_size) in enumerate(parts)
+    ]
+    run(runtime, *jobs)
+    for job, (work, _) in zip(jobs, parts, strict=True):
+        assert len(job.finished) == len(work)
+        for one in job.finished:
+            assert_as_alone(one)
+
+
+def test_a_small_job_does_not_wait_for_a_large_one():
+    runtime = FakeRuntime(2)
+    large = Job(make([(5, 20)] * 9, 0, runtime), 2)
+    small = Job(make([(5, 3)], 1, runtime), 1)
+    scheduler = Scheduler(runtime)
+    scheduler.submit(large)
+    scheduler.step()
+    scheduler.submit(small)
+    while not small.done:
+        scheduler.step()
+    assert len(large.finished) < 5
+
+
+@settings(max_examples=100, deadline=None)
 @given(works, works, st.integers(1, 5), st.integers(0, 12), st.integers(0, 1000))
-def test_an_abandoned_run_leaves_nothing_behind(
+def test_a_cancelled_job_leaves_nothing_behind(
     first: list[tuple[int, int]],
     second: list[tuple[int, int]],
     batch_size: int,
-    taken: int,
+    steps: int,
     seed: int,
 ):
     runtime = FakeRuntime(batch_size)
-    sequences, limits = make(first, seed)
-    iterator = Run(runtime, limits)(sequences)
-    for one in islice(iterator, taken):
-        assert_as_alone(one, limits[id(one)])
-    iterator.close()
-    sequences, limits = make(second, seed + 1)
-    assert len(list(Run(runtime, limits)(sequences))) == len(second)
-    for one in sequences:
-        assert_as_alone(one, limits[id(one)])
+    scheduler = Scheduler(runtime)
+    cancelled = Job(make(first, seed, runtime), batch_size)
+    other = Job(make(second, seed + 1, runtime), batch_size)
+    scheduler.submit(cancelled)
+    for _ in range(steps):
+        scheduler.step()
+    scheduler.submit(other)
+    scheduler.step()
+    cancelled.cancelled = True
+    scheduler.drop_cancelled()
+    assert len(scheduler._running) == other.running
+    while not other.done:
+        scheduler.step()
+    assert len(other.finished) == len(second)
+    for one in (*cancelled.finished, *other.finished):
+        assert_as_alone(one)
+
+
+def test_a_step_that_fails_ends_all_jobs_and_the_next_one_starts_afresh():
+    runtime = FakeRuntime(3)
+    scheduler = Scheduler(runtime)
+    jobs = [Job(make([(4, 9)], n, runtime), 3) for n in range(2)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.step()
+    broken = Job(make([(4, 9)], 5, runtime), 3)
+    assert broken.waiting is not None
+    broken.waiting.sampler = NoSampler()
+    scheduler.submit(broken)
+    with pytest.raises(AssertionError) as failure:
+        scheduler.step()
+    assert all(job.done and job.error is failure.value for job in (*jobs, broken))
+    assert not runtime.cache.lengths
+    again = Job(make([(4, 9), (30, 2)], 7, runtime), 3)
+    run(runtime, again)
+    assert len(again.finished) == 2
+
+
+def test_samples_share_their_prompt_s_prefill():
+    runtime = FakeRuntime(4)
+    job = Job(make([(70, 3), (65, 3)], 0, runtime, samples=2), 4)
+    run(runtime, job)
+    assert runtime.calls[0] == (0, [70, 65])
+    assert runtime.copies[:3] == [(1, 3), (1, 2), (0, 1)]
+    for one in job.finished:
+        assert_as_alone(one)
 
 
 def lengths_of_prefills(prompts: list[int], batch_size: int) -> list[list[int]]:
-    sequences, limits = make([(length, 1) for length in prompts], seed=0)
     runtime = FakeRuntime(batch_size)
-    list(Run(runtime, limits)(sequences))  # one token each: all steps are prefills
+    # One token each: all steps are prefills.
+    run(runtime, Job(make([(length, 1) for length in prompts], 0, runtime), batch_size))
     return [lengths for _, lengths in runtime.calls]
 
 
@@ -216,11 +291,17 @@ def test_sequences_leave_and_join_at_every_step():
             history = [*history, next_token(history)]
         if EOS not in history[70:]:
             prompts.append(prompt)
-    sequences = [sequence(VOCAB, prompt) for prompt in prompts]
-    limits = {id(one): limit for one, limit in zip(sequences, (2, 5, 4, 1), strict=True)}
     runtime = FakeRuntime(2)
-    finished = list(Run(runtime, limits)(sequences))
-    assert [prompts.index(one.prompt_ids) for one in finished] == [0, 2, 1, 3]
+    checker = Checker(runtime)
+    job = Job(
+        [
+            sequence(VOCAB, prompt, sampler=checker, eos_token_id=EOS, max_length=limit)
+            for prompt, limit in zip(prompts, (2, 5, 4, 1), strict=True)
+        ],
+        2,
+    )
+    run(runtime, job)
+    assert [prompts.index(one.prompt_ids) for one in job.finished] == [0, 2, 1, 3]
     assert runtime.calls == [
         (0, [70, 70]),
         (0, [1, 1]),  # the first is done, and the second takes its slot
@@ -230,10 +311,10 @@ def test_sequences_leave_and_join_at_every_step():
         (0, [1, 1]),  # both are done
         (0, [70]),
     ]
-    assert runtime.moves == [(1, 0)]
+    assert runtime.copies == [(1, 0)]
 
 
 def test_nothing_to_do():
     runtime = FakeRuntime(4)
-    assert list(Run(runtime, {})([])) == []
+    run(runtime, Job([], 4))
     assert runtime.calls == []

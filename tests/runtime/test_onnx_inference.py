@@ -86,7 +86,7 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
     assert runtime.cache.capacity > 128
     assert_logits(precision, weights, output.logits(), sequences)
 
-    runtime.move(2, 0)  # the first has left
+    runtime.copy(2, 0)  # the first has left
     sequences = [[*sequences[2], 1], [*sequences[1], 2]]
     assert_logits(precision, weights, decode(runtime, [1, 2]).logits(), sequences)
     newcomer = tokens(9, 2 * PREFILL_CHUNK + 44)  # in chunks, beside those that run

@@ -157,8 +157,8 @@ def test_a_moved_sequence_goes_on(runtime: Runtime, expected: Expected, lengths:
     wanted = [expected(row) for row in rows]
     for slot, row in enumerate(rows):
         prefill(runtime, slot, [row[:-2]])
-    runtime.move(2, 0)
-    assert [runtime.cache.lengths[slot] for slot in range(3)] == [lengths[2], lengths[1], 0]
+    runtime.copy(2, 0)
+    assert [runtime.cache.lengths[n] for n in range(3)] == [lengths[2], lengths[1], lengths[2]]
     for n in (-2, -1):
         check(decode(runtime, [rows[2][n], rows[1][n]]), [wanted[2][n], wanted[1][n]])
     check(prefill(runtime, 2, [rows[0]]), [wanted[0][-1]])  # the slot left can be used again

@@ -1,4 +1,4 @@
-"""Cutting a completion where a programmer would stop: the text before a regex's first match.
+"""Cutting before a match of a regular expression.
 
 A completion is generated piece by piece, and generating can end as soon as no further text could
 change the cut. To know that, each pattern is compiled twice: as it is, and "open-ended", where
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
-
-DEFAULT_TRUNCATION = "\nclass|\ndef|\n#|\n@|\nprint|\nif"
 
 # The parse tree of a regular expression has no public interface.
 _parser: Any = importlib.import_module("re._parser")
@@ -113,86 +112,47 @@ class _Pattern:
             return cls(regex, None)
 
 
-class Truncator:
-    r"""Cuts a text before the first match of a regular expression, then strips its right end.
+def pattern_rule(source: str, nth: int = 1) -> Callable[[str], PatternCut]:
+    """Return the rule that cuts before the n-th match of a regular expression.
 
-    Args:
-        patterns: a regular expression of `re`, or several, any of which cuts; `None` keeps the
-            whole text, trailing blanks included.
+    Beyond the first, only matches that no earlier one can turn up before are counted.
 
     Raises:
-        TypeError: `patterns` is something else.
-        ValueError: one of them does not compile, or there is nothing in it.
+        ValueError: it does not compile.
     """
-
-    def __init__(self, patterns: str | Sequence[str] | None = DEFAULT_TRUNCATION) -> None:
-        self._patterns: list[_Pattern] | None = None
-        if patterns is None:
-            return
-        sources = [patterns] if isinstance(patterns, str) else patterns
-        if not isinstance(sources, (list, tuple)) or any(not isinstance(s, str) for s in sources):
-            raise TypeError(f"truncation must be a regex, a list of them or None, got {patterns!r}")
-        if not sources or not all(sources):
-            raise ValueError(f"truncation: {patterns!r} is empty; None keeps the whole text")
-        self._patterns = [_Pattern.compile(source) for source in sources]
-
-    def truncate(self, text: str) -> str:
-        """Return `re.split(pattern, text)[0].rstrip()`, the shortest over the patterns."""
-        if self._patterns is None:
-            return text
-        matches = [match for one in self._patterns if (match := one.regex.search(text))]
-        return text[: min((match.start() for match in matches), default=len(text))].rstrip()
-
-    def decided(self, text: str) -> str | None:
-        """Return `truncate(text)` if it is `truncate(text + more)` for any `more`, else `None`.
-
-        `None` may also mean that this could not be proved: see `Scanner`.
-        """
-        return self.scanner().feed(text)
-
-    def scanner(self) -> Scanner:
-        """Return a new scanner, for one text that grows."""
-        return Scanner(self._patterns)
+    pattern = _Pattern.compile(source)
+    return lambda prompt: PatternCut(pattern, nth)
 
 
-class Scanner:
-    """`Truncator.decided` for a text that comes piece by piece, each looked at about once.
+class PatternCut:
+    """Where a pattern cuts one text; see `presets.Cut`."""
 
-    Attributes:
-        text: all that has been fed.
+    def __init__(self, pattern: _Pattern, nth: int) -> None:
+        self.position: int | None = None
+        self.earliest = 0
+        self._pattern = pattern
+        self._nth = nth
+        self._passed = 0
 
-    What cannot be proved is decided late, never wrongly: patterns with back references,
-    conditionals, or unbounded lookahead, atomic groups or possessive repeats are never decided.
-    """
+    def feed(self, text: str) -> None:
+        """Look at a text that has grown."""
+        regex, open_ended = self._pattern.regex, self._pattern.open_ended
+        self.position = None
+        while open_ended is not None:
+            possible = open_ended.search(text, self.earliest)
+            self.earliest = possible.start() if possible else len(text)
+            match = regex.search(text, self.earliest)
+            if match is None or match.end() + self._pattern.reach > len(text):
+                return
+            if self._passed == self._nth - 1:
+                self.position = match.start()
+                return
+            if match.start() > self.earliest:
+                return
+            self._passed += 1
+            self.earliest = match.end()
 
-    def __init__(self, patterns: Sequence[_Pattern] | None) -> None:
-        self.text = ""
-        self._patterns = patterns
-        # For each pattern, the earliest place where a match may ever begin.
-        self._starts = [0] * len(patterns or ())
-
-    def feed(self, delta: str) -> str | None:
-        """Append `delta`; return the truncated text once no further text can change it."""
-        self.text = text = self.text + delta
-        if self._patterns is None:
-            return None
-        cut = len(text) + 1
-        for n, pattern in enumerate(self._patterns):
-            if pattern.open_ended is None:
-                continue
-            possible = pattern.open_ended.search(text, self._starts[n])
-            self._starts[n] = start = possible.start() if possible else len(text)
-            match = pattern.regex.search(text, start)
-            if match and match.end() + pattern.reach <= len(text):
-                cut = min(cut, match.start())
-        # Cuts that differ by blanks alone come to the same text.
-        if cut > len(text) or text[min(self._starts) : cut].strip():
-            return None
-        return text[:cut].rstrip()
-
-    @property
-    def settled(self) -> str:
-        """What the truncated text begins with, however the text goes on."""
-        if self._patterns is None:
-            return self.text
-        return self.text[: min(self._starts)].rstrip()
+    def end(self, text: str) -> int:
+        """Where `text` is cut if it ends here."""
+        match = next(islice(self._pattern.regex.finditer(text), self._nth - 1, None), None)
+        return match.start() if match else len(text)

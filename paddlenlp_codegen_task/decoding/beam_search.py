@@ -1,0 +1,192 @@
+"""Beam search over one prompt, equal to transformers' `GenerationMixin._beam_search` (4.55).
+
+It knows nothing of runtimes: whoever runs it keeps beam i of the search in slot i of the prompt's
+slots, hands the scores of every step to `BeamSearch.step`, and copies slots as that says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from paddlenlp_codegen_task.decoding.sequence import FinishReason
+from paddlenlp_codegen_task.runtime.base import Floats
+
+EarlyStopping = bool | Literal["never"]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished beam.
+
+    Attributes:
+        token_ids: the new tokens, without the end-of-text token.
+        score: the sum of its tokens' scores, the end-of-text token's included, divided by
+            (how many tokens that are) ** length_penalty.
+        finish_reason: "eos" or "length".
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+class BeamSearch:
+    """The beams of one prompt, all of the same length, and the best that have finished.
+
+    Attributes:
+        done: whether `hypotheses` is final and no step may follow.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_beams: int,
+        num_return_sequences: int,
+        length_penalty: float,
+        early_stopping: EarlyStopping,
+        eos_token_id: int,
+        max_length: int,
+    ) -> None:
+        """Start with the prompt alone.
+
+        Args:
+            num_beams: beams to run, and hypotheses to keep; at most half of the vocabulary.
+            num_return_sequences: hypotheses to return, at most num_beams.
+            length_penalty: above 0 favours long hypotheses, below 0 short ones.
+            early_stopping: with num_beams hypotheses, True ends the search; False ends it if the
+                best beam, finished as it is, would not be among them; "never" only if it would not
+                be at the length that suits it best either.
+            eos_token_id: the end-of-text token.
+            max_length: most new tokens, the end-of-text token included.
+        """
+        self._num_beams = num_beams
+        self._num_return_sequences = num_return_sequences
+        self._length_penalty = length_penalty
+        self._early_stopping = early_stopping
+        self._eos_token_id = eos_token_id
+        self._max_length = max_length
+        self._length = 0
+        self._beams: list[tuple[int, ...]] = [()]
+        self._scores = np.zeros(1, np.float32)  # of each beam, the sum of its tokens'
+        self._finished: list[Hypothesis] = []  # best first, at most num_beams
+        self.done = False
+
+    def step(self, scores: Floats) -> tuple[list[int], list[int]]:
+        """Give every beam its next token.
+
+        Args:
+            scores: [rows, vocab_size], the `processed` scores of the token after each beam; one
+                row, the prompt's, at the first step, then num_beams.
+
+        Returns:
+            parents [num_beams] and tokens [num_beams]: the new beam i is the old beam parents[i]
+            and then tokens[i]. A beam that goes on does so in its own row, so that just the rows
+            where parents[i] != i have to be copied, from parents[i], in any order. Both are empty
+            after max_length tokens.
+        """
+        self._length += 1
+        totals = (self._scores[:, None] + scores).reshape(-1)
+        running = []
+        # At most num_beams of these end, one for each beam, so that num_beams are left to go on.
+        for rank, index in enumerate(_largest(totals, 2 * self._num_beams)):
+            parent, token = divmod(index, scores.shape[1])
+            if token != self._eos_token_id and self._length < self._max_length:
+                running.append((parent, token, totals[index]))
+            elif rank < self._num_beams:  # an end further down is neither kept nor continued
+                self._finish(parent, token, totals[index])
+        running = running[: self._num_beams]
+        running = [running[row] for row in _in_place([parent for parent, _, _ in running])]
+        self._beams = [(*self._beams[parent], token) for parent, token, _ in running]
+        self._scores = np.array([total for _, _, total in running], np.float32)
+        self.done = not running or not self._can_improve()
+        return [parent for parent, _, _ in running], [token for _, token, _ in running]
+
+    @property
+    def hypotheses(self) -> list[Hypothesis]:
+        """The num_return_sequences best, best first; fewer may be there until `done`."""
+        return self._finished[: self._num_return_sequences]
+
+    def _finish(self, parent: int, token: int, total: np.float32) -> None:
+        """Keep a beam that ends with `token`, if it is among the best: `_update_finished_beams`."""
+        score = float(self._penalized(total, self._length))
+        if token == self._eos_token_id:
+            hypothesis = Hypothesis(self._beams[parent], score, "eos")
+        else:
+            hypothesis = Hypothesis((*self._beams[parent], token), score, "length")
+        self._finished.append(hypothesis)
+        self._finished.sort(key=lambda one: -one.score)
+        del self._finished[self._num_beams :]
+
+    def _can_improve(self) -> bool:
+        """Whether another step could change the hypotheses: `_check_early_stop_heuristic`."""
+        if len(self._finished) < self._num_beams:
+            return True
+        if self._early_stopping is True:
+            return False
+        never = self._early_stopping == "never" and self._length_penalty > 0
+        length = self._max_length if never else self._length
+        return bool(self._penalized(self._scores.max(), length) > self._finished[-1].score)
+
+    def _penalized(self, total: np.float32, length: int) -> np.float32:
+        return total / np.float32(length**self._length_penalty)
+
+
+def processed(
+    logits: Floats,
+    seen: npt.NDArray[np.bool_],
+    repetition_penalty: float,
+    eos_banned: bool,
+    eos_token_id: int,
+) -> Floats:
+    """Scores of the next tokens: log_softmax, then repetition penalty and min_length.
+
+    The penalty is on log-probabilities and not, as in sampling, on logits. None is above 0, so that
+    it always multiplies.
+
+    Args:
+        logits: [rows, vocab_size] float32.
+        seen: [rows, vocab_size], whether a token occurs in the prompt or the beam.
+        repetition_penalty: 1 for none.
+        eos_banned: whether the end-of-text token may not come yet.
+        eos_token_id: the end-of-text token.
+
+    Returns:
+        [rows, vocab_size] float32.
+    """
+    below = logits - logits.max(axis=1, keepdims=True)
+    scores: Floats = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+    if repetition_penalty != 1:
+        np.multiply(scores, np.float32(repetition_penalty), out=scores, where=seen)
+    if eos_banned:
+        scores[:, eos_token_id] = -np.inf
+    return scores
+
+
+def _largest(values: Floats, count: int) -> list[int]:
+    """Indices of the largest values, largest first, and of equal ones the first."""
+    least = np.partition(values, -count)[-count]
+    indices = np.flatnonzero(values >= least)
+    order = np.argsort(-values[indices], kind="stable")[:count]
+    return [int(index) for index in indices[order]]
+
+
+def _in_place(parents: Rows[int]) -> list[int]:
+    """Order new rows so that as many as possible follow their parent in its own row.
+
+    Args:
+        parents: the old row that each new one continues; there are no more old rows than new ones.
+
+    Returns:
+        Which new row to put into each place: its parent's own, if it is the parent's first. The
+        others get the places whose old row nothing continues, which are free to be overwritten.
+    """
+    first: dict[int, int] = {}
+    for row, parent in enumerate(parents):
+        first.setdefault(parent, row)
+    others = iter(row for row, parent in enumerate(parents) if first[parent] != row)
+    return [first[place] if place in first else next(others) for place in range(len(parents))]

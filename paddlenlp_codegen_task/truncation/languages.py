@@ -1,0 +1,142 @@
+"""What the languages with braces look like, as far as finding the end of a function needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paddlenlp_codegen_task.truncation.lexer import (
+    BLOCK_COMMENT,
+    LINE_COMMENT,
+    SINGLE,
+    TEMPLATE,
+    TO_END_OF_LINE,
+    Span,
+    Syntax,
+    quoted,
+    triple_quoted,
+)
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language with braces.
+
+    A brace's header is the code before it in its statement, with `()`, `[]`, `{}` and `""` in
+    place of brackets and literals with all they hold.
+
+    Attributes:
+        syntax: tells code from comments and literals.
+        function: regex found in the header of a block that runs: a function, a loop.
+        container: regex found in the header of a block that holds declarations: a class.
+        newline_ends: a line break outside brackets ends a statement.
+    """
+
+    syntax: Syntax
+    function: re.Pattern[str]
+    container: re.Pattern[str]
+    newline_ends: bool = False
+
+
+# Headers of other blocks that run; "" is that of a bare block.
+_STATEMENT = r"^$|\b(?:do|else|finally|static|try)$"
+
+
+def _syntax(spans: Sequence[Span], special: str = "") -> Syntax:
+    """`special`: what begins a span, beside quotes and slashes."""
+    others = rf"[^\"'/;,\n(){{}}\[\]{special}]+|[;,\n(){{}}\[\]]|/(?=[^/*])"
+    # In C and C++ a quote after a digit is that of 1'000.
+    return Syntax(spans, rf"{others}|(?<=\d)'")
+
+
+def _regex(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("|".join(alternatives))
+
+
+_C_SPANS = [
+    Span("comment", "//", TO_END_OF_LINE),
+    BLOCK_COMMENT,
+    Span("directive", r"#[ \t]*\w*(?=\W)", TO_END_OF_LINE),
+    quoted("'", r"(?<!\d)'"),
+]
+# The parentheses may be followed by qualifiers, a return type, or a constructor's initialisers;
+# of those, `a{1}` is told from the body by the word before its brace.
+_C_FUNCTION = _regex(
+    r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$",
+    r"\)[^=]*->[^=]*$",
+    r"\).*\}$",
+    _STATEMENT,
+)
+_C_CONTAINER = _regex(r"\b(?:class|struct|union|enum|namespace|extern)\b")
+
+C = Language(_syntax([*_C_SPANS, quoted('"')], "#"), _C_FUNCTION, _C_CONTAINER)
+
+_CPP_SPANS = [
+    *_C_SPANS,
+    Span(
+        "literal",
+        r'(?<=R)"[^()\\\s"]{0,16}\(',
+        r'(?:[^)]+|\)(?!DELIMITER")(?=[\s\S]{17}))*(\)DELIMITER")?',
+    ),
+    # After an R only if it cannot become one of the above.
+    quoted('"', r'(?<!R)"|"(?=[^()\\\s"]{0,16}[)\\\s"])|"(?=[^()\\\s"]{17})'),
+]
+CPP = Language(_syntax(_CPP_SPANS, "#"), _C_FUNCTION, _C_CONTAINER)
+
+JAVA = Language(
+    _syntax(
+        [
+            LINE_COMMENT,
+            BLOCK_COMMENT,
+            triple_quoted('"'),
+            quoted('"', SINGLE.format('"')),
+            quoted("'"),
+        ]
+    ),
+    _regex(
+        r"^(?!.*\b(?:new|record)\s+\w).*\)(?:\s*throws\b[^=()]*)?$",
+        r"->$",
+        _STATEMENT,
+    ),
+    _regex(r"\b(?:class|interface|enum|record|new)\b"),
+)
+
+# A slash begins a regular expression where an operand is due.
+_JS_OPERAND = r"(?<=[=(,:\[!&|?;{])|(?<=[=(,:\[!&|?;{]\s)|(?<==>\s)|(?<=return\s)"
+JAVASCRIPT = Language(
+    _syntax(
+        [
+            LINE_COMMENT,
+            BLOCK_COMMENT,
+            Span(
+                "literal",
+                rf"(?:{_JS_OPERAND})/(?=[^/*])",
+                r"(?:[^/\\\[\n]+|\\[^\n]|\[(?:[^\]\\\n]|\\[^\n])*(?:\]|(?=\n)))*(/|(?=\n))?",
+            ),
+            quoted('"'),
+            quoted("'"),
+            TEMPLATE,
+        ],
+        "`",
+    ),
+    _regex(r"^(?!.*\bclass\b).*(?:\)|=>)$", _STATEMENT),
+    _regex(r"\bclass\b"),
+)
+
+GO = Language(
+    _syntax(
+        [
+            LINE_COMMENT,
+            BLOCK_COMMENT,
+            quoted('"'),
+            quoted("'"),
+            Span("literal", "`", "[^`]*(`)?"),
+        ],
+        "`",
+    ),
+    # `func f() interface{} {` has two braces.
+    _regex(r"\b(?:func|if|for|switch|select|else)\b(?!.*\b(?:struct|interface)$)", "^$"),
+    _regex(r"\btype\b.*\b(?:struct|interface)$"),
+    newline_ends=True,
+)

@@ -1,0 +1,241 @@
+"""Beam search against transformers': the same tokens, scores and number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from copy import copy
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import CodeGenConfig, CodeGenForCausalLM
+from transformers.generation import GenerationConfig, GenerationMode
+
+from paddlenlp_codegen_task.decoding.beam_search import (
+    BeamSearch,
+    EarlyStopping,
+    Hypothesis,
+    _in_place,
+    processed,
+)
+
+VOCAB = 24
+EOS = 5
+MAX_LENGTH = 10
+LENGTH_PENALTIES = (-1.0, 0.0, 0.5, 1.0, 2.0)
+EARLY_STOPPING: tuple[EarlyStopping, ...] = (True, False, "never")
+
+
+@pytest.fixture(autouse=True)
+def _one_beam_is_a_beam_search_too(monkeypatch: pytest.MonkeyPatch):
+    """Else `generate` runs greedy search for one beam."""
+    monkeypatch.setattr(
+        GenerationConfig, "get_generation_mode", lambda *_: GenerationMode.BEAM_SEARCH
+    )
+
+
+def random_model(seed: int) -> CodeGenForCausalLM:
+    """Logits that differ clearly, and an end of text that is often among the likelier tokens."""
+    torch.manual_seed(seed)
+    config = CodeGenConfig(
+        vocab_size=VOCAB,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=4,
+        rotary_dim=4,
+        initializer_range=0.5,
+    )
+    model = CodeGenForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight *= 0.7
+        model.lm_head.bias[EOS] += 0.6 * (seed % 4)
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt and how it is completed."""
+
+    prompt: list[int]
+    num_beams: int
+    num_return_sequences: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    repetition_penalty: float = 1.0
+    min_length: int = 0
+
+    def search(self) -> BeamSearch:
+        return BeamSearch(
+            num_beams=self.num_beams,
+            num_return_sequences=self.num_return_sequences,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            eos_token_id=EOS,
+            max_length=MAX_LENGTH,
+        )
+
+    def theirs(self, model: CodeGenForCausalLM) -> Any:
+        ids = torch.tensor([self.prompt])
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=self.num_beams,
+            num_return_sequences=self.num_return_sequences,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            repetition_penalty=self.repetition_penalty,
+            min_new_tokens=self.min_length,
+            max_new_tokens=MAX_LENGTH,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            use_cache=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+
+    def run(self, search: BeamSearch, model: CodeGenForCausalLM, rng: np.random.Generator) -> int:
+        """Run the search to its end over slots that are copied in place; return its steps."""
+        slots, steps = [list(self.prompt)], 0
+        while not search.done:
+            with torch.no_grad():
+                logits = model(torch.tensor(slots)).logits[:, -1].numpy()
+            seen = np.zeros(logits.shape, bool)
+            for slot, ids in enumerate(slots):
+                seen[slot, ids] = True
+            banned = steps < self.min_length
+            scores = processed(logits, seen, self.repetition_penalty, banned, EOS)
+            assert scores.dtype == np.float32
+            parents, tokens = search.step(scores)
+            slots = copied(slots, parents, rng.permutation(len(parents)))
+            for slot, token in zip(slots, tokens, strict=True):
+                slot.append(token)
+            steps += 1
+        return steps
+
+
+def copied(slots: list[Any], parents: list[int], order: Rows[int]) -> list[Any]:
+    """Copy in place, in the given order, what does not stay where it is."""
+    slots = [*slots, *[None] * (len(parents) - len(slots))][: len(parents)]
+    for slot in order:
+        if parents[slot] != slot:
+            slots[slot] = copy(slots[parents[slot]])
+    return slots
+
+
+def replay(search: BeamSearch, their_scores: Rows[np.ndarray]) -> int:
+    """Feed their scores of every step; return how many it took.
+
+    Their beams are in order of their totals, while ours stay in their rows.
+    """
+    steps, totals, order = 0, np.zeros(1, np.float32), np.array([0])
+    while not search.done:
+        scores = np.empty((len(order), VOCAB), np.float32)
+        scores[order] = their_scores[steps][: len(order)]
+        parents, tokens = search.step(scores)
+        totals = (totals[:, None] + scores)[parents, tokens]
+        order = np.argsort(-totals)
+        steps += 1
+    return steps
+
+
+def check(search: BeamSearch, theirs: Any, prompt: list[int], tolerance: float) -> None:
+    found = search.hypotheses
+    assert len(found) == len(theirs.sequences)
+    for ours, row in zip(found, theirs.sequences[:, len(prompt) :].tolist(), strict=True):
+        ended = EOS in row
+        assert list(ours.token_ids) == (row[: row.index(EOS)] if ended else row)
+        assert ours.finish_reason == ("eos" if ended else "length")
+    scores = [hypothesis.score for hypothesis in found]
+    np.testing.assert_allclose(scores, theirs.sequences_scores, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3, 4, 5])
+def test_equals_transformers(num_beams: int):
+    rng = np.random.default_rng(num_beams)
+    lengths, reasons, steps = set(), set(), set()
+    grid = product(LENGTH_PENALTIES, EARLY_STOPPING, range(3))
+    for seed, (length_penalty, early_stopping, kind) in enumerate(grid):
+        model = random_model(seed)
+        case = Case(
+            prompt=rng.integers(VOCAB, size=rng.integers(1, 5)).tolist(),
+            num_beams=num_beams,
+            num_return_sequences=int(rng.integers(1, num_beams + 1)),
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            repetition_penalty=[1.0, 1.3, 0.8][kind],
+            min_length=[0, 0, 3][kind],
+        )
+        theirs = case.theirs(model)
+        run, replayed = case.search(), case.search()
+        assert case.run(run, model, rng) == len(theirs.scores)
+        check(run, theirs, case.prompt, 1e-5)
+        # From the same log-probabilities on, every bit is the same.
+        assert replay(replayed, [one.numpy() for one in theirs.scores]) == len(theirs.scores)
+        check(replayed, theirs, case.prompt, 0)
+        lengths |= {len(one.token_ids) for one in run.hypotheses}
+        reasons |= {one.finish_reason for one in run.hypotheses}
+        steps.add(len(theirs.scores))
+    assert len(lengths) >= 7  # else the models would prove little
+    assert reasons == {"eos", "length"}
+    assert len(steps) >= 5
+
+
+@st.composite
+def continued(draw: st.DrawFn) -> tuple[int, list[int]]:
+    """How many rows there are, and the parents of at least as many new ones."""
+    rows = draw(st.integers(1, 8))
+    parents = st.lists(st.integers(0, rows - 1), min_size=rows, max_size=10)
+    return rows, draw(parents)
+
+
+@given(continued(), st.randoms(use_true_random=False))
+def test_only_rows_that_do_not_go_on_in_place_are_copied(
+    rows_and_parents: tuple[int, list[int]], random: Random
+):
+    rows, parents = rows_and_parents
+    order = _in_place(parents)
+    assert sorted(order) == list(range(len(parents)))
+    placed = [parents[row] for row in order]
+    copies = list(range(len(parents)))
+    random.shuffle(copies)
+    assert copied(list(range(rows)), placed, copies) == placed
+    moved = [row for row, parent in enumerate(placed) if parent != row]
+    assert len(moved) == len(parents) - len(set(parents))
+
+
+def test_equal_scores_go_to_the_first_beam_and_its_smallest_token():
+    search = Case([0], 2, 2, 1.0, False).search()
+    scores = np.full((1, VOCAB), -3, np.float32)
+    assert search.step(scores) == ([0, 0], [0, 1])
+    assert search.step(np.repeat(scores, 2, axis=0)) == ([0, 0], [0, 1])
+
+
+def test_a_search_ends_when_the_best_beam_could_only_draw_level():
+    search = BeamSearch(
+        num_beams=1,
+        num_return_sequences=1,
+        length_penalty=1.0,
+        early_stopping="never",
+        eos_token_id=EOS,
+        max_length=2,
+    )
+    scores = np.full((1, VOCAB), -9, np.float32)
+    scores[0, [EOS, 0]] = [-1, -2]
+    search.step(scores)
+    assert search.done
+    assert search.hypotheses == [Hypothesis((), -1.0, "eos")]
+
+
+def test_rows_of_logits_may_lie_far_apart():
+    logits = np.random.default_rng(0).normal(0, 30, (4, 5000)).astype(np.float32)
+    logits += np.array([[0], [500], [-500], [1e5]], np.float32)
+    found = processed(logits, np.zeros(logits.shape, bool), 1.0, False, EOS)
+    np.testing.assert_allclose(found, torch.tensor(logits).log_softmax(-1), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,152 @@
+"""Show what evaluate.py and train.py recorded in docs/builtin_model.md and its Chinese twin.
+
+Replaces what stands between `<!-- evaluation -->` and `<!-- end of evaluation -->` of both pages,
+and draws the loss curve from train.py's log.csv.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from evaluate import RECORD
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+LOG = RECORD.with_name("log.csv")
+PLOT = DOCS / "plots" / "training.svg"
+PAGES = {"en": DOCS / "builtin_model.md", "cn": DOCS / "builtin_model_cn.md"}
+BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
+WORDS = {
+    "en": {
+        "bits": "Held-out files, compressed by",
+        "bits_unit": "Bits a byte",
+        "model": "the model, as it ships (float16 weights)",
+        "float32": "the model before rounding to float16",
+        "five_gram": "a 5-gram model (Kneser-Ney, same tokens, same training text)",
+        "xz": "`xz -9`, each file by itself",
+        "xz_archive": "`xz -9`, all files in one stream",
+        "headers": "{headers} held-out headers with docstrings",
+        "count": "Completions",
+        "parse": "the function parses",
+        "finished": "came to an end within 128 tokens",
+        "finished_and_parse": "came to an end and parse",
+        "defined": "parse and use only defined names",
+        "authors": "(the authors' own bodies use only defined names)",
+        "human_eval": "HumanEval",
+        "solved": "solved at least once of {samples} samples",
+        "greet": "`def hello_world():` prints or returns a greeting",
+        "prompts": "### Ten prompts",
+        "cut": "  # (128 tokens, cut)",
+    },
+    "cn": {
+        "bits": "用以下方法压缩留出文件",
+        "bits_unit": "每字节比特数",
+        "model": "随包发布的模型（float16 权重）",
+        "float32": "舍入为 float16 之前的模型",
+        "five_gram": "5-gram 模型（Kneser-Ney，相同词元，相同训练文本）",
+        "xz": "`xz -9`，逐个文件",
+        "xz_archive": "`xz -9`，所有文件为一个流",
+        "headers": "{headers} 个带文档字符串的留出函数头",
+        "count": "补全数",
+        "parse": "函数能通过解析",
+        "finished": "在 128 个词元内结束",
+        "finished_and_parse": "结束且能解析",
+        "defined": "能解析且只用已定义的名字",
+        "authors": "（作者自己的函数体只用已定义的名字）",
+        "human_eval": "HumanEval",
+        "solved": "{samples} 个样本中至少解出一次",
+        "greet": "`def hello_world():` 打印或返回问候语",
+        "prompts": "### 十个提示",
+        "cut": "  # （128 个词元，被截断）",
+    },
+}
+
+
+def table(*rows: tuple[str, str]) -> str:
+    lines = [f"| {left} | {right} |" for left, right in rows]
+    return "\n".join([lines[0], "| --- | ---: |", *lines[1:]])
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.0%})"
+
+
+def evaluation(record: dict[str, Any], words: dict[str, str]) -> str:
+    """The Markdown between the marks."""
+    bits, held_out, solved = record["bits"], record["held_out"], record["human_eval"]
+    count, hello = held_out["headers"], record["typed"]["hello_world"]
+    parts = [
+        table(
+            (words["bits"], words["bits_unit"]),
+            (words["model"], f"{bits['model']:.4f}"),
+            (words["float32"], f"{bits['model_float32']:.4f}"),
+            (words["five_gram"], f"{bits['five_gram']:.3f}"),
+            (words["xz"], f"{bits['xz']:.3f}"),
+            (words["xz_archive"], f"{bits['xz_archive']:.3f}"),
+        ),
+        table(
+            (words["headers"].format(headers=count), words["count"]),
+            (words["parse"], share(held_out["parse"], count)),
+            (words["finished"], share(held_out["finished"], count)),
+            (words["finished_and_parse"], share(held_out["finished_and_parse"], count)),
+            (words["defined"], share(held_out["parse_and_defined"], count)),
+            (words["authors"], share(held_out["authors_defined"], count)),
+        ),
+        table(
+            (words["human_eval"], ""),
+            ("pass@1", f"{solved['pass_at_1']:.2%}"),
+            ("pass@10", f"{solved['pass_at_10']:.2%}"),
+            (
+                words["solved"].format(samples=solved["samples"]),
+                f"{len(solved['solved'])} / {solved['problems']}",
+            ),
+            (words["greet"], f"{hello['greet']} / {hello['samples']}"),
+        ),
+        words["prompts"],
+    ]
+    for one in record["typed"]["prompts"]:
+        cut = words["cut"] if one["finish_reason"] == "length" else ""
+        parts.append(f"```text\n{one['prompt']}{one['completion']}{cut}\n```")
+    return "\n\n".join(parts)
+
+
+def draw(log: Path, file: Path) -> None:
+    """Training and validation loss over the tokens seen."""
+    import matplotlib.pyplot as plt  # slow to import, and needed for this alone
+
+    with open(log, encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    plt.rcParams["svg.hashsalt"] = "builtin"  # the same picture from the same log
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    millions = [int(row["tokens"]) / 1e6 for row in rows]
+    axis.plot(millions, [float(row["loss"]) for row in rows], lw=0.8, alpha=0.6, label="training")
+    held_out = [
+        (x, float(row["valid"])) for x, row in zip(millions, rows, strict=True) if row["valid"]
+    ]
+    axis.plot(*zip(*held_out, strict=True), "-o", ms=3, label="held-out files")
+    axis.set_xlabel("million tokens")
+    axis.set_ylabel("nats a token")
+    axis.set_ylim(top=6)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--record", type=Path, default=RECORD, help="of evaluate.py")
+    parser.add_argument("--log", type=Path, default=LOG, help="of train.py")
+    options = parser.parse_args()
+    record = json.loads(options.record.read_text(encoding="utf-8"))
+    for language, page in PAGES.items():
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END)
+        text = evaluation(record, WORDS[language])
+        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    draw(options.log, PLOT)
+
+
+if __name__ == "__main__":
+    main()
