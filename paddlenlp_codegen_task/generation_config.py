@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
 
@@ -64,7 +64,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.1
     num_beams: int = 4
     length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1
     best_of: int | None = None
     logprobs: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,3 +246,57 @@ def test_end_of_text_and_min_length(
     assert len(set(lengths[0])) >= 3
     assert min(lengths[24]) >= 24
     assert any(24 <= length < 64 for length in lengths[24])
+
+
+BEAMS: list[dict[str, Any]] = [
+    {"num_beams": 1},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
+    {"num_beams": 3, "length_penalty": -0.5, "early_stopping": "never"},
+    {"num_beams": 5, "length_penalty": 2.0, "num_return_sequences": 5, "repetition_penalty": 1.3},
+    {"num_beams": 4, "min_length": 12},
+]
+
+
+@pytest.mark.parametrize("options", BEAMS, ids=str)
+def test_beam_search(ending: tuple[CodeGenerator, CodeGenForCausalLM], options: dict[str, Any]):
+    """Several prompts at once, which come to their ends at different steps."""
+    generator, theirs = ending
+    prompts = [f"{word} {word[::-1]}" * n for n, word in enumerate(("alpha", "be", "gamma"), 1)]
+    options = {"repetition_penalty": 1.0, **options}
+    their_options = dict(options)
+    their_options["min_new_tokens"] = their_options.pop("min_length", 0)
+    found = generator.generate(
+        prompts,
+        decode_strategy="beam_search",
+        max_length=30,
+        output_scores=True,
+        batch_size=7,
+        **options,
+    )
+    lengths = set()
+    for prompt, completions in zip(prompts, found, strict=True):
+        ids = torch.tensor([generator.tokenizer.encode(prompt)])
+        expected = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=30,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **their_options,
+        )
+        assert len(completions) == len(expected.sequences)
+        for n, completion in enumerate(completions):
+            tokens = expected.sequences[n, ids.shape[1] :].tolist()
+            ended = EOS in tokens
+            assert list(completion.token_ids) == (tokens[: tokens.index(EOS)] if ended else tokens)
+            assert completion.finish_reason == ("eos" if ended else "length")
+            if options["num_beams"] > 1:
+                assert completion.score == pytest.approx(
+                    expected.sequences_scores[n].item(), rel=1e-4
+                )
+            lengths.add(len(completion.token_ids))
+    assert len(lengths) >= 2
