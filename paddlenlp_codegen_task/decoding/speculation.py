@@ -18,7 +18,7 @@ from paddlenlp_codegen_task.runtime.base import Runtime, decode, extend
 
 MAX_DRAFT = 15  # tokens; verified together with the one before them
 NGRAMS = (5, 4, 3, 2)  # lengths of the matches that prompt lookup looks for, in this order
-EXPLORE = 24  # steps after which a kind of guess that does not pay is tried again
+EXPLORE = 24  # steps until a kind of guess that did not pay is tried again; they double
 
 
 class Drafter(Protocol):
@@ -35,6 +35,7 @@ class _Kind:
     accepted: float = 0.8  # chance that a token is, if those before it were
     seconds_a_token: float = 0.0  # to guess one
     idle: int = 0  # steps since the last guess
+    patience: int = EXPLORE  # steps until the next one, if it does not seem to pay
 
 
 @dataclass
@@ -63,10 +64,10 @@ class Pace:
             if expected / cost > best_rate:
                 best, best_rate = count, expected / cost
         known.idle += 1
-        if not best and known.idle > EXPLORE:
-            best = min(2, room)
         if best:
-            known.idle = 0
+            known.idle, known.patience = 0, EXPLORE
+        elif known.idle > known.patience and room > 0:
+            best, known.idle, known.patience = 1, 0, 2 * known.patience
         return best
 
     def note_plain(self, seconds: float) -> None:

@@ -1,0 +1,239 @@
+"""Speculation: what is drafted decides how many tokens a step yields, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runtime import EOS, VOCAB, FakeRuntime, next_token
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sampler_probe import sequence
+from scipy.stats import chisquare
+
+from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.decoding.sampling import Sampler
+from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
+from paddlenlp_codegen_task.decoding.sequence import Sequence
+from paddlenlp_codegen_task.decoding.speculation import MAX_DRAFT, DraftModel, Pace, PromptLookup
+from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.runtime.base import StepOutput
+
+
+class Always(Pace):
+    """Drafts as many tokens as it may."""
+
+    def length(self, kind: str, room: int) -> int:
+        return min(room, MAX_DRAFT)
+
+
+class Oracle:
+    """Drafts what the model will say, and then something else."""
+
+    def __init__(self, right: int, wrong: int) -> None:
+        self.right, self.wrong = right, wrong
+
+    def draft(self, one: Sequence, pace: Pace, room: int) -> tuple[str, list[int]]:
+        history, found = [*one.prompt_ids, *one.token_ids], []
+        for _ in range(self.right):
+            found.append(next_token([*history, *found]))
+        found += [(next_token([*history, *found]) + 1) % VOCAB] * self.wrong
+        return "oracle", found[: max(room, 0)]
+
+
+class Greedy:
+    """Takes the one token that the fake runtime offers."""
+
+    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> list[tuple[int, int]]:
+        for one, [token] in zip(sequences, output.candidate_ids.tolist(), strict=True):
+            assert token == next_token([*one.prompt_ids, *one.token_ids])
+            one.append(token)
+        return []
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 6),
+    st.integers(0, 3),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40),
+    st.integers(1, 40),
+)
+def test_a_draft_is_taken_as_far_as_it_is_right(
+    right: int, wrong: int, prompt: list[int], max_length: int
+):
+    runtime = FakeRuntime(1)
+    one = sequence(VOCAB, prompt, sampler=Greedy(), eos_token_id=EOS, max_length=max_length)
+    one.drafter = Oracle(right, wrong)
+    scheduler, job = Scheduler(runtime), Job([one], 1)
+    scheduler.submit(job)
+    while not job.done:
+        scheduler.step()
+    tokens: list[int] = []
+    while len(tokens) < max_length and (token := next_token([*prompt, *tokens])) != EOS:
+        tokens.append(token)
+    assert one.token_ids == tokens
+    assert one.finish_reason == ("length" if len(tokens) == max_length else "eos")
+    steps = len(runtime.calls) - 1  # one prefills and yields a token
+    assert steps <= -(-len(tokens) // (right + 1))
+    assert all(lengths[0] <= right + wrong + 1 for _, lengths in runtime.calls[1:])
+    assert runtime.cache.lengths[0] <= len(prompt) + max_length
+
+
+def test_two_sequences_are_not_drafted():
+    runtime = FakeRuntime(2)
+    pair = [
+        sequence(VOCAB, [1, n], sampler=Greedy(), eos_token_id=EOS, max_length=9) for n in (2, 3)
+    ]
+    for one in pair:
+        one.drafter = Oracle(3, 0)
+    scheduler, job = Scheduler(runtime), Job(pair, 2)
+    scheduler.submit(job)
+    scheduler.step()
+    assert runtime.calls == [(0, [2, 2]), (0, [1, 1])]
+
+
+def lookup(
+    prompt: list[int], new: list[int] | None = None, room: int = 99
+) -> tuple[str, list[int]]:
+    return PromptLookup().draft(sequence(VOCAB, prompt, new or []), Always(), room)
+
+
+def test_prompt_lookup():
+    assert lookup([1, 2, 3]) == ("", [])
+    assert lookup([1, 2, 3, 4, 1, 2]) == ("2-gram", [3, 4, 1, 2])
+    assert lookup([1, 2, 3, 4, 1], [2], room=1) == ("2-gram", [3])
+    assert lookup([9, 1, 2, 3, 8, 1, 2, 4, 9, 1, 2])[1][0] == 3  # the longest match
+    assert lookup([1, 2, 3, 1, 2, 4, 1, 2])[1][0] == 4  # of equal ones the latest
+    assert lookup([5, 5, 5, 5])[1] == [5]  # overlapping
+
+
+def test_prompt_lookup_follows_what_is_generated():
+    drafter, one = PromptLookup(), sequence(VOCAB, [1, 2, 3])
+    assert drafter.draft(one, Always(), 9)[1] == []
+    for token in (7, 1, 2):
+        one.append(token)
+    assert drafter.draft(one, Always(), 9) == ("2-gram", [3, 7, 1, 2])
+
+
+def steps(pace: Pace, accepted: float, rounds: int, row: float, seed: int = 0) -> tuple[int, float]:
+    """Tokens and seconds of `rounds` steps whose drafts are right with this chance a token."""
+    random, tokens, seconds = np.random.default_rng(seed), 0, 0.0
+    for _ in range(rounds):
+        drafted = pace.length("x", 99)
+        took = 1.0 + row * drafted
+        right = 0
+        while right < drafted and random.random() < accepted:
+            right += 1
+        tokens, seconds = tokens + right + 1, seconds + took
+        if drafted:
+            pace.note_draft("x", drafted, 0.0)
+            pace.note_verified("x", drafted, right, took)
+        else:
+            pace.note_plain(took)
+    return tokens, seconds
+
+
+@pytest.mark.parametrize(
+    ("accepted", "row", "least"),
+    [(0.95, 0.02, 5.0), (0.8, 0.1, 2.0), (0.5, 0.1, 1.2), (0.02, 0.1, 0.96), (0.3, 1.0, 0.94)],
+)
+def test_the_pace_adapts(accepted: float, row: float, least: float):
+    """Tokens a second, where one without drafts is 1."""
+    tokens, seconds = steps(Pace(), accepted, 3000, row)
+    assert tokens / seconds > least
+
+
+def test_a_kind_that_did_not_pay_is_tried_again():
+    pace = Pace()
+    steps(pace, 0.0, 400, 0.2)
+    assert pace.length("x", 99) == 0 or pace.kinds["x"].idle == 0
+    tokens, seconds = steps(pace, 0.95, 3000, 0.05)
+    assert tokens / seconds > 3
+
+
+class Chain:
+    """A runtime of a Markov chain over a few tokens."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits, self.fake = logits, FakeRuntime(1)
+        self.cache = self.fake.cache
+        self.config = self.fake.config
+        self.reset, self.copy, self.clear = self.fake.reset, self.fake.copy, self.fake.clear
+
+    def forward(self, slot: int, token_ids: Rows[Rows[int]], every: bool = False) -> StepOutput:
+        self.fake.forward(slot, token_ids, every)
+        [tokens] = token_ids
+        rows = self.logits[list(tokens if every else tokens[-1:])]
+        ids = np.argsort(-rows, axis=1, kind="stable")[:, :3]
+        return StepOutput(np.take_along_axis(rows, ids, axis=1), ids, lambda: rows)
+
+
+@pytest.mark.parametrize("kind", ["prompt lookup", "draft model"])
+def test_samples_follow_the_distribution(kind: str):
+    """Three tokens of a chain, against the product of their probabilities."""
+    rng, size = np.random.default_rng(0), 5
+    logits = rng.normal(0, 1, (size, size)).astype(np.float32)
+    other = logits + rng.normal(0, 0.7, (size, size)).astype(np.float32)
+    config = GenerationConfig(top_k=0, temperature=1.0, repetition_penalty=1.0)
+    sampler = Sampler(config, EOS + size, size)
+    prompt = [1, 2, 3, 4, 1, 2, 3, 1, 2, 1]
+    scheduler = Scheduler(Chain(logits))
+    scheduler._pace = Always()
+    draft_model = DraftModel(Chain(other))
+    counts: Counter[tuple[int, ...]] = Counter()
+    draws = 6000
+    for n in range(draws):
+        one = sequence(
+            size, prompt, generator=np.random.default_rng([5, n]), sampler=sampler, max_length=4
+        )
+        one.drafter = PromptLookup() if kind == "prompt lookup" else draft_model
+        job = Job([one], 1)
+        scheduler.submit(job)
+        while not job.done:
+            scheduler.step()
+        counts[tuple(one.token_ids[:3])] += 1
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = {
+        (a, b, c): draws * chances[1, a] * chances[a, b] * chances[b, c]
+        for a in range(size)
+        for b in range(size)
+        for c in range(size)
+    }
+    often = [key for key, value in expected.items() if value >= 5]
+    rest = draws - sum(expected[key] for key in often)
+    found = [*(counts[key] for key in often), draws - sum(counts[key] for key in often)]
+    assert chisquare(found, [*(expected[key] for key in often), rest]).pvalue > 1e-3
+    assert scheduler._pace.kinds  # some were drafted
+
+
+REPETITIVE = "def f(x):\n    return x + 1\n\n\ndef f(x):\n    return x + 1\n\n\ndef f("
+OPTIONS: list[dict[str, Any]] = [
+    {"decode_strategy": "greedy_search"},
+    {"decode_strategy": "greedy_search", "repetition_penalty": 1.0},
+    {"temperature": 1.2, "top_k": 0, "seed": 1},
+    {"seed": 2, "min_length": 30, "top_p": 0.9},
+    {"seed": 3, "logprobs": 2, "output_scores": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("truncation", [None, "\n\n"])
+def test_prompt_lookup_changes_no_completion(
+    builtin: CodeGenerator, options: dict[str, Any], truncation: str | None
+):
+    options = {**options, "max_length": 60, "truncation": truncation}
+    prompts = [REPETITIVE, "x = 1\nx = 1\nx = 1\n", "import os"]
+    plain = [builtin.generate(one, prompt_lookup=False, **options) for one in prompts]
+    pace, builtin._scheduler._pace = builtin._scheduler._pace, Always()
+    try:
+        found = [builtin.generate(one, **options) for one in prompts]
+    finally:
+        builtin._scheduler._pace = pace
+    for [[one]], [[other]] in zip(found, plain, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.text == other.text
+        assert one.finish_reason == other.finish_reason
+        assert one.score == pytest.approx(other.score, abs=1e-4)
