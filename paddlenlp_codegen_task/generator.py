@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Prompts
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from paddlenlp_codegen_task.decoding.beams import BeamSampler
+from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.sampling import Sampler
 from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
 from paddlenlp_codegen_task.decoding.sequence import (
@@ -26,9 +27,11 @@ from paddlenlp_codegen_task.generation_config import GenerationConfig, check_opt
 from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_export, load_model
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+from paddlenlp_codegen_task.session import Session, read_turns
 from paddlenlp_codegen_task.truncation import Truncator
 
 DEFAULT_BATCH_SIZE = 8
+SESSION_CACHE_BYTES = 1 << 30  # of the prefix cache that a session turns on if there is none
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,20 @@ class Completion:
 class CodeGenerator:
     """Completes code with a CodeGen model. Threads may share one: what they ask runs together."""
 
-    def __init__(self, model: LoadedModel, defaults: GenerationConfig, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        defaults: GenerationConfig,
+        batch_size: int,
+        prefix_cache_bytes: int = 0,
+    ) -> None:
         """Wrap a loaded model; `from_pretrained` and `from_export` load one."""
         self._model = model
         self._defaults = defaults
         self._batch_size = batch_size
         self._lock = threading.Lock()
-        self._scheduler = Scheduler(model.runtime)
+        cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        self._scheduler = Scheduler(model.runtime, cache)
 
     @classmethod
     def from_pretrained(
@@ -74,8 +84,10 @@ class CodeGenerator:
                 checkpoint, or "builtin". None: Salesforce/codegen-350M-mono if it is here or can
                 be downloaded, else the built-in model, with a warning.
             **options: engine, precision, device, num_threads, home_path, from_hf_hub,
-                static_mode, cuda_graph; batch_size (most sequences that run at once); and any
-                field of GenerationConfig as the default of later calls.
+                static_mode, cuda_graph; batch_size (most sequences that run at once);
+                prefix_cache_bytes (memory for the keys and values of earlier texts: a prompt that
+                begins like one prefills only the rest; 0 for none); and any field of
+                GenerationConfig as the default of later calls.
 
         Raises:
             TypeError: an option is unknown.
@@ -95,11 +107,12 @@ class CodeGenerator:
     @classmethod
     def _load(cls, load: Any, path: Any, options: dict[str, Any]) -> CodeGenerator:
         check_option_names(options, option_names())
-        batch_size = _checked_batch_size(options.pop("batch_size", DEFAULT_BATCH_SIZE))
+        batch_size = _checked_size("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
+        cache_bytes = _checked_size("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
         where = {field.name for field in fields(LoadOptions)}
         load_options = LoadOptions(**{k: v for k, v in options.items() if k in where})
         defaults = GenerationConfig(**{k: v for k, v in options.items() if k not in where})
-        return cls(load(path, load_options), defaults, batch_size)
+        return cls(load(path, load_options), defaults, batch_size, cache_bytes)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -142,7 +155,7 @@ class CodeGenerator:
         """
         check_option_names(options, [*GenerationConfig.field_names(), "batch_size"])
         options = dict(options)
-        batch_size = _checked_batch_size(options.pop("batch_size", self._batch_size))
+        batch_size = _checked_size("batch_size", options.pop("batch_size", self._batch_size), 1)
         call = self._checked(prompts, options)
         samples, beams = call.samples, call.beams
         # Prompts of like length follow one another, so that they are prefilled together.
@@ -216,6 +229,29 @@ class CodeGenerator:
                     self._scheduler.drop_cancelled()
                 finally:
                     self._lock.release()
+
+    def session(self, path: str | os.PathLike[str] | None = None) -> Session:
+        """Start a session of several turns, or go on with one that was saved.
+
+        Turns on the prefix cache, with SESSION_CACHE_BYTES, if there is none.
+
+        Args:
+            path: the file that `Session.save` wrote; None for a new session.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, is none of a session, or is of one with
+                another model.
+        """
+        model = {"name": self.name, "sizes": asdict(self.config)}
+        turns = [] if path is None else read_turns(path, model)
+        with self._lock:
+            if self._scheduler.prefix_cache is None:
+                self._scheduler.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
+
+        def complete(prompt: str, **options: Any) -> str:
+            return "".join(self.stream(prompt, **options))
+
+        return Session(complete, model, turns)
 
     def close(self) -> None:
         """Free the model and its buffers; the generator cannot be used afterwards."""
@@ -322,15 +358,16 @@ def option_names() -> list[str]:
         *(one.name for one in fields(LoadOptions)),
         *GenerationConfig.field_names(),
         "batch_size",
+        "prefix_cache_bytes",
     ]
 
 
-def _checked_batch_size(batch_size: Any) -> int:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-        raise TypeError(f"batch_size must be an integer, got {batch_size!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size
+def _checked_size(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
 
 
 def _checked_prompts(prompts: Any) -> list[str]:

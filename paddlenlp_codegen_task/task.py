@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from paddlenlp.taskflow.task import Task
 from paddlenlp_codegen_task.generation_config import check_option_names
 from paddlenlp_codegen_task.generator import CodeGenerator, Completion, option_names
 from paddlenlp_codegen_task.model.names import UNNAMED
+from paddlenlp_codegen_task.session import Session
 
 usage = r"""
            from paddlenlp import Taskflow
@@ -129,6 +131,10 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Complete one prompt and yield the text piece by piece: `CodeGenerator.stream`."""
         return self._generator.stream(prompt, **options)
+
+    def session(self, path: str | os.PathLike[str] | None = None) -> Session:
+        """Start a session of several turns, or go on with a saved one: `CodeGenerator.session`."""
+        return self._generator.session(path)
 
 
 def _device(device_id: int) -> str:

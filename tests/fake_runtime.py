@@ -69,6 +69,15 @@ class FakeRuntime:
         self.written[target] = self.written[source]
         self.cache.lengths[target] = self.cache.lengths[source]
 
+    def read(self, slot: int, first: int, last: int) -> list[np.ndarray]:
+        assert 0 <= first < last <= self.cache.lengths[slot]
+        return [np.array(self.written[slot][first:last])[None, :, None]]
+
+    def write(self, slot: int, block: list[np.ndarray]) -> None:
+        self.written[slot] = block[0].ravel().tolist()
+        self.cache.grow(slot + 1, len(self.written[slot]))
+        self.cache.lengths[slot] = len(self.written[slot])
+
     def clear(self) -> None:
         self.cache.reset(0)
         self.written.clear()

@@ -7,9 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.sequence import Advancer, Sequence
 from paddlenlp_codegen_task.decoding.speculation import Drafter, Pace
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput, decode, prefill
+from paddlenlp_codegen_task.runtime.base import (
+    PREFILL_CHUNK,
+    Runtime,
+    StepOutput,
+    decode,
+    extend,
+    prefill,
+)
 
 # Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
 # share of work, or if all with padding are few tokens: then a step costs reading the weights.
@@ -62,8 +70,10 @@ class Scheduler:
     a step never runs an empty one. Not for several threads at once, but for `Job.cancelled`.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, prefix_cache: PrefixCache | None = None) -> None:
+        """Run jobs on `runtime`, which nothing else may use."""
         self._runtime = runtime
+        self.prefix_cache = prefix_cache
         self._jobs: list[Job] = []
         self._running: list[tuple[Sequence, Job]] = []  # the place is the slot
         self._pace = Pace()
@@ -114,7 +124,7 @@ class Scheduler:
             if not jobs:
                 return
             job = min(jobs, key=lambda one: one.running)
-            group = _next_group(job, room[job] // job.together * job.together)
+            group = _next_group(job, room[job] // job.together * job.together, self.prefix_cache)
             self._prefill(group)
             job.running += len(group)
             self._running += [(sequence, job) for sequence in group]
@@ -128,7 +138,13 @@ class Scheduler:
             if one.prompt_ids is not before.prompt_ids:
                 prompts.append(one.prompt_ids)
             rows.append(len(prompts) - 1)
-        output = prefill(self._runtime, slot, prompts)
+        kept = 0
+        if self.prefix_cache is not None and len(prompts) == 1:
+            kept = self.prefix_cache.restore(self._runtime, slot, prompts[0])
+        if kept:
+            output = extend(self._runtime, slot, [prompts[0][kept:]])
+        else:
+            output = prefill(self._runtime, slot, prompts)
         # From the last on: a row's own slot is overwritten only once those after it have copied.
         for n in reversed(range(len(group))):
             if rows[n] != n:
@@ -187,16 +203,26 @@ class Scheduler:
         self._jobs = [job for job in self._jobs if not job.cancelled]
 
     def _free(self, slot: int) -> None:
-        """Close the gap that a sequence leaves in the slots."""
+        """Keep what a slot holds, if there is a cache, and close the gap that it leaves."""
+        sequence, job = self._running[slot]
+        if self.prefix_cache is not None:
+            # A beam's slot holds the prompt, and then not what the search has found.
+            new = sequence.token_ids if job.together == 1 else []
+            held = [*sequence.prompt_ids, *new][: self._runtime.cache.lengths[slot]]
+            self.prefix_cache.save(self._runtime, slot, held)
         last = self._running.pop()
         if slot < len(self._running):
             self._runtime.copy(len(self._running), slot)
             self._running[slot] = last
 
 
-def _next_group(job: Job, room: int) -> list[Sequence]:
-    """Take the sequences at the front whose prompts are worth running in one step."""
+def _next_group(job: Job, room: int, cache: PrefixCache | None) -> list[Sequence]:
+    """Take the sequences at the front whose prompts are worth running in one step.
+
+    A prompt whose beginning is in the cache is run by itself: what is left of it is short.
+    """
     group = [job.pop()]
+    alone = cache is not None and cache.holds(group[0].prompt_ids)
     longest = total = len(group[0].prompt_ids)
     prompts = 1
     while job.waiting and len(group) < room:
@@ -205,7 +231,9 @@ def _next_group(job: Job, room: int) -> list[Sequence]:
             longest, total, prompts = max(longest, length), total + length, prompts + 1
             padded = longest * prompts
             worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
-            if not worthwhile or padded > PREFILL_CHUNK:
+            if alone or not worthwhile or padded > PREFILL_CHUNK:
+                break
+            if cache is not None and cache.holds(job.waiting.prompt_ids):
                 break
         group.append(job.pop())
     return group

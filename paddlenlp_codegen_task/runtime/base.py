@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ PREFILL_CHUNK = 256
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+# Keys and values of some tokens of one slot: [n_head, tokens, head_dim] for each buffer.
+Block = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Runtime(Protocol):
 
     def copy(self, source: int, target: int) -> None:
         """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
+
+    def read(self, slot: int, first: int, last: int) -> Block:
+        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
+
+    def write(self, slot: int, block: Block) -> None:
+        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
 
     def clear(self) -> None:
         """Free the buffers; new ones are allocated when they are needed."""

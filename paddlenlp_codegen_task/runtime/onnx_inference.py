@@ -18,7 +18,7 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import huge_pages
-from paddlenlp_codegen_task.runtime.base import StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import Block, StepOutput, pack
 from paddlenlp_codegen_task.runtime.cuda_graph import FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
@@ -193,6 +193,38 @@ class OnnxRuntime:
             start = buffer.data_ptr()
             self._copy(start + source * size, shape, start + target * size, shape)
         self.cache.lengths[target] = self.cache.lengths[source]
+
+    def read(self, slot: int, first: int, last: int) -> Block:
+        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
+        shape = self._slots_shape(1)
+        offset = slot * math.prod(shape) * self._dtype.itemsize
+        pads = np.array([0, 0, -first, 0, 0, 0, last - self.cache.capacity, 0])
+        block = []
+        for buffer in self._buffers:
+            binding = self._copier.io_binding()
+            binding.bind_cpu_input("pads", pads)
+            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
+            binding.bind_input("x", *memory)
+            binding.bind_output("y", "cpu")
+            self._copier.run_with_iobinding(binding)
+            block.append(binding.get_outputs()[0].numpy()[0])
+        return block
+
+    def write(self, slot: int, block: Block) -> None:
+        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
+        tokens = block[0].shape[1]
+        self._reserve(slot + 1, tokens)
+        shape = self._slots_shape(1)
+        offset = slot * math.prod(shape) * self._dtype.itemsize
+        pads = np.array([0, 0, 0, 0, 0, 0, self.cache.capacity - tokens, 0])
+        for buffer, part in zip(self._buffers, block, strict=True):
+            binding = self._copier.io_binding()
+            binding.bind_cpu_input("pads", pads)
+            binding.bind_cpu_input("x", part[None])
+            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
+            binding.bind_output("y", *memory)
+            self._copier.run_with_iobinding(binding)
+        self.cache.lengths[slot] = tokens
 
     def close(self) -> None:
         """Free the model and its buffers."""

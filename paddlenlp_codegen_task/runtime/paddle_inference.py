@@ -16,7 +16,7 @@ from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.export.paddle_graph import Tensor
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime.base import Ids, StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import Block, Ids, StepOutput, pack
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
 DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -243,20 +243,36 @@ class PaddleRuntime:
     def copy(self, source: int, target: int) -> None:
         """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
         self._reserve(target + 1, self.cache.lengths[source])
-        length, capacity, heads = (
-            self.cache.lengths[source],
-            self.cache.capacity,
-            self.config.n_head,
-        )
-        rows = (np.arange(heads)[:, None] * capacity + np.arange(length)).reshape(-1)
+        length = self.cache.lengths[source]
         with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            read, write = (
-                paddle.to_tensor(rows + at * heads * capacity, place=self._place)
-                for at in (source, target)
-            )
+            read, write = self._rows(source, 0, length), self._rows(target, 0, length)
             for buffer in self._buffers:
                 buffer.scatter_(write, paddle.gather(buffer, read))
         self.cache.lengths[target] = length
+
+    def read(self, slot: int, first: int, last: int) -> Block:
+        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
+        shape = (self.config.n_head, last - first, self.config.head_dim)
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            rows = self._rows(slot, first, last)
+            return [paddle.gather(one, rows).numpy().reshape(shape) for one in self._buffers]
+
+    def write(self, slot: int, block: Block) -> None:
+        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
+        tokens = block[0].shape[1]
+        self._reserve(slot + 1, tokens)
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            rows = self._rows(slot, 0, tokens)
+            for buffer, part in zip(self._buffers, block, strict=True):
+                flat = part.reshape(-1, self.config.head_dim)
+                buffer.scatter_(rows, paddle.to_tensor(flat, place=self._place))
+        self.cache.lengths[slot] = tokens
+
+    def _rows(self, slot: int, first: int, last: int) -> Tensor:
+        """Where tokens of a slot are in a buffer [slots * n_head * capacity, head_dim]."""
+        heads, capacity = self.config.n_head, self.cache.capacity
+        rows = (slot * heads + np.arange(heads)[:, None]) * capacity + np.arange(first, last)
+        return paddle.to_tensor(rows.reshape(-1), place=self._place)
 
     def close(self) -> None:
         """Free the model and its buffers."""

@@ -1,0 +1,89 @@
+"""Keys and values of earlier texts, so that a prompt that begins like one prefills only the rest.
+
+A text is kept in blocks of BLOCK tokens. A block is found by a hash of its tokens and of all before
+them, so it serves whatever prompt begins with the same tokens, and what texts share is kept once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from collections.abc import Sequence as TokenIds
+
+import numpy as np
+
+from paddlenlp_codegen_task.runtime.base import Block, Runtime
+
+BLOCK = 32  # tokens
+
+
+class PrefixCache:
+    """Blocks of keys and values in host memory; the least recently used go first.
+
+    Attributes:
+        max_bytes: most memory that the blocks take.
+        bytes: what they take now.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
+
+    def holds(self, token_ids: TokenIds[int]) -> bool:
+        """Whether a text that begins so could be restored in part."""
+        return next(_hashes(token_ids[: len(token_ids) - 1]), None) in self._blocks
+
+    def restore(self, runtime: Runtime, slot: int, token_ids: TokenIds[int]) -> int:
+        """Fill a slot with the longest beginning of a text that is here.
+
+        Returns:
+            How many tokens that is: 0 to len(token_ids) - 1, as the last one is to be run.
+        """
+        found = []
+        for key in _hashes(token_ids[: len(token_ids) - 1]):
+            block = self._blocks.get(key)
+            if block is None:
+                break
+            self._blocks.move_to_end(key)
+            found.append(block)
+        if found:
+            buffers = zip(*found, strict=True)
+            runtime.write(slot, [np.concatenate(parts, axis=1) for parts in buffers])
+        return len(found) * BLOCK
+
+    def save(self, runtime: Runtime, slot: int, token_ids: TokenIds[int]) -> None:
+        """Keep the tokens that a slot holds, as far as they fill blocks."""
+        keys = list(_hashes(token_ids))
+        for n, key in enumerate(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                continue
+            block = runtime.read(slot, n * BLOCK, (n + 1) * BLOCK)
+            size = sum(part.nbytes for part in block)
+            if (n + 1) * size > self.max_bytes:
+                break  # the end of a text is of no use without its beginning
+            self._blocks[key] = block
+            self.bytes += size
+        # A text's end goes before its beginning, without which it could not be found.
+        for key in reversed(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+        while self.bytes > self.max_bytes:
+            _, block = self._blocks.popitem(last=False)
+            self.bytes -= sum(part.nbytes for part in block)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._blocks.clear()
+        self.bytes = 0
+
+
+def _hashes(token_ids: TokenIds[int]) -> Iterator[bytes]:
+    """A hash for each whole block of a text, of everything up to its end."""
+    digest = hashlib.blake2b(digest_size=16)
+    ids = np.asarray(token_ids, np.int32)
+    for end in range(BLOCK, len(ids) + 1, BLOCK):
+        digest.update(ids[end - BLOCK : end].tobytes())
+        yield digest.digest()
