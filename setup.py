@@ -37,6 +37,7 @@ setup(
         "numpy<2",
         "safetensors",
         "tokenizers",
+        "tqdm",
     ],
     extras_require={
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],
@@ -52,6 +53,7 @@ setup(
             "httpx",
             "hypothesis",
             "import-linter",
+            "matplotlib",
             "mypy",
             "pytest",
             "ruff",

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Prompts
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from paddlenlp_codegen_task.calls import (
+    Call,
+    Completion,
+    checked_progress,
+    checked_prompts,
+    checked_size,
+    completions,
+)
 from paddlenlp_codegen_task.decoding.beams import BeamSampler
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.sampling import Sampler
 from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
 from paddlenlp_codegen_task.decoding.sequence import (
     Advancer,
-    FinishReason,
     Sequence,
     random_generator,
     seen_tokens,
 )
-from paddlenlp_codegen_task.decoding.speculation import PromptLookup
+from paddlenlp_codegen_task.decoding.speculation import Drafter, DraftModel, FirstOf, PromptLookup
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig, check_option_names
 from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_export, load_model
@@ -34,27 +42,6 @@ DEFAULT_BATCH_SIZE = 8
 SESSION_CACHE_BYTES = 1 << 30  # of the prefix cache that a session turns on if there is none
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One completion of a prompt.
-
-    Attributes:
-        text: what follows the prompt, truncated.
-        token_ids: the tokens generated, those that truncation cut off included.
-        finish_reason: "stop" (truncation or stop matched), "eos" (end of text) or "length"
-            (max_length).
-        logprobs: for each of token_ids, with the option `logprobs`: token to log-probability, of
-            the token itself (first) and of the likeliest.
-        score: with the option `output_scores`, as PaddleNLP counts it.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprobs: tuple[dict[int, float], ...] | None = None
-    score: float | None = None
-
-
 class CodeGenerator:
     """Completes code with a CodeGen model. Threads may share one: what they ask runs together."""
 
@@ -64,12 +51,17 @@ class CodeGenerator:
         defaults: GenerationConfig,
         batch_size: int,
         prefix_cache_bytes: int = 0,
+        draft_model: LoadedModel | None = None,
     ) -> None:
         """Wrap a loaded model; `from_pretrained` and `from_export` load one."""
         self._model = model
         self._defaults = defaults
         self._batch_size = batch_size
         self._lock = threading.Lock()
+        if draft_model is not None:
+            _check_vocabulary(draft_model, model)
+        self._draft_model = draft_model
+        self._drafter = DraftModel(draft_model.runtime) if draft_model else None
         cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
         self._scheduler = Scheduler(model.runtime, cache)
 
@@ -86,7 +78,9 @@ class CodeGenerator:
             **options: engine, precision, device, num_threads, home_path, from_hf_hub,
                 static_mode, cuda_graph; batch_size (most sequences that run at once);
                 prefix_cache_bytes (memory for the keys and values of earlier texts: a prompt that
-                begins like one prefills only the rest; 0 for none); and any field of
+                begins like one prefills only the rest; 0 for none); draft_model (name or folder
+                of a smaller model with the same vocabulary, which guesses what one sequence that
+                runs alone goes on with: the speed changes, not the text); and any field of
                 GenerationConfig as the default of later calls.
 
         Raises:
@@ -107,12 +101,14 @@ class CodeGenerator:
     @classmethod
     def _load(cls, load: Any, path: Any, options: dict[str, Any]) -> CodeGenerator:
         check_option_names(options, option_names())
-        batch_size = _checked_size("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
-        cache_bytes = _checked_size("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
+        batch_size = checked_size("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
+        cache_bytes = checked_size("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
+        draft = options.pop("draft_model", None)
         where = {field.name for field in fields(LoadOptions)}
         load_options = LoadOptions(**{k: v for k, v in options.items() if k in where})
         defaults = GenerationConfig(**{k: v for k, v in options.items() if k not in where})
-        return cls(load(path, load_options), defaults, batch_size, cache_bytes)
+        draft_model = load_model(draft, load_options) if draft is not None else None
+        return cls(load(path, load_options), defaults, batch_size, cache_bytes, draft_model)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -144,7 +140,9 @@ class CodeGenerator:
 
         Args:
             prompts: one prompt or a list of them.
-            **options: fields of GenerationConfig, and batch_size, for this call.
+            **options: fields of GenerationConfig, and batch_size, for this call; progress, whether
+                to show a bar with the tokens a second: None for one if there are more prompts
+                than run at once and standard error is a terminal.
 
         Returns:
             For each prompt, in order, its num_return_sequences completions.
@@ -153,9 +151,11 @@ class CodeGenerator:
             TypeError: an option is unknown, or a prompt is not a string.
             ValueError: an option or a prompt is not possible; nothing has been generated then.
         """
-        check_option_names(options, [*GenerationConfig.field_names(), "batch_size"])
+        known = [*GenerationConfig.field_names(), "batch_size", "progress"]
+        check_option_names(options, known)
         options = dict(options)
-        batch_size = _checked_size("batch_size", options.pop("batch_size", self._batch_size), 1)
+        progress = checked_progress(options.pop("progress", None))
+        batch_size = checked_size("batch_size", options.pop("batch_size", self._batch_size), 1)
         call = self._checked(prompts, options)
         samples, beams = call.samples, call.beams
         # Prompts of like length follow one another, so that they are prefilled together.
@@ -163,11 +163,10 @@ class CodeGenerator:
         sequences = (one for number in order for one in self._sequences(call, number))
         size = min(max(batch_size, beams), samples * len(order))
         job = Job(sequences, size, together=beams)
-        for _ in self._steps(job):
-            pass
+        self._run(job, samples * len(order), progress)
         finished = sorted(job.finished, key=lambda one: one.number)
         return [
-            _completions(finished[at : at + samples], call.config)
+            completions(finished[at : at + samples], call.config)
             for at in range(0, len(finished), samples)
         ]
 
@@ -207,6 +206,25 @@ class CodeGenerator:
                 shown = len(text)
         if len(checker.text) > shown:  # other calls' steps have brought it to its end
             yield checker.text[shown:]
+
+    def _run(self, job: Job, total: int, progress: bool | None) -> None:
+        """Run a job to its end, with a bar on the way if one is wanted."""
+        if progress is False or (progress is None and total <= job.batch_size):
+            for _ in self._steps(job):
+                pass
+            return
+        from tqdm import tqdm  # a bar is rare, and its import is not free
+
+        start, shown, tokens = time.perf_counter(), 0, 0
+        disable = None if progress is None else False  # None: unless it is a terminal
+        with tqdm(total=total, unit="completion", disable=disable) as bar:
+            for _ in self._steps(job):
+                new = job.finished[shown:]
+                if new:
+                    shown, tokens = shown + len(new), tokens + sum(len(o.token_ids) for o in new)
+                    rate = tokens / (time.perf_counter() - start)
+                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+                    bar.update(len(new))
 
     def _steps(self, job: Job) -> Iterator[None]:
         """Run a job step by step, beside other threads' jobs; give it up if this is closed."""
@@ -257,6 +275,8 @@ class CodeGenerator:
         """Free the model and its buffers; the generator cannot be used afterwards."""
         with self._lock:
             self._model.runtime.close()
+            if self._draft_model is not None:
+                self._draft_model.runtime.close()
 
     def __enter__(self) -> CodeGenerator:
         return self
@@ -289,16 +309,16 @@ class CodeGenerator:
             "max_length, or pass prompt_overflow='truncate_left'"
         )
 
-    def _checked(self, prompts: str | Prompts[str], options: dict[str, Any]) -> _Call:
+    def _checked(self, prompts: str | Prompts[str], options: dict[str, Any]) -> Call:
         """Check what is asked for, and encode the prompts."""
         config = self._defaults.with_options(options)
-        texts = _checked_prompts(prompts)
+        texts = checked_prompts(prompts)
         if config.decode_strategy == "beam_search" and 2 * config.num_beams > self._vocab_size:
             raise ValueError(
                 f"num_beams must be at most half of the vocabulary, got {config.num_beams}"
             )
         encoded = [self._encode(text, number, config) for number, text in enumerate(texts)]
-        return _Call(
+        return Call(
             config,
             texts,
             encoded,
@@ -306,7 +326,7 @@ class CodeGenerator:
             Truncator(config.truncation, config.stop),
         )
 
-    def _sequences(self, call: _Call, number: int) -> Iterator[Sequence]:
+    def _sequences(self, call: Call, number: int) -> Iterator[Sequence]:
         """Make the sequences of a prompt; all share its list of tokens, and so its prefill."""
         config, prompt_ids = call.config, call.prompts[number]
         eos_token_id = self.tokenizer.eos_token_id
@@ -321,35 +341,18 @@ class CodeGenerator:
                 seen_tokens(prompt_ids, self._vocab_size),
                 eos_token_id,
                 config.max_length,
-                PromptLookup() if config.prompt_lookup and call.beams == 1 else None,
+                self._new_drafter(config) if call.beams == 1 else None,
             )
+
+    def _new_drafter(self, config: GenerationConfig) -> Drafter | None:
+        lookup = PromptLookup() if config.prompt_lookup else None
+        if lookup and self._drafter:
+            return FirstOf(lookup, self._drafter)
+        return lookup or self._drafter
 
     @property
     def _vocab_size(self) -> int:
         return self.config.vocab_size
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What one call asks for, checked."""
-
-    config: GenerationConfig
-    texts: list[str]
-    prompts: list[list[int]]
-    sampler: Sampler
-    truncator: Truncator
-
-    @property
-    def beams(self) -> int:
-        """Beams of each prompt; 1 without beam search, and then a beam search of one is greedy."""
-        return self.config.num_beams if self.config.decode_strategy == "beam_search" else 1
-
-    @property
-    def samples(self) -> int:
-        """Sequences of each prompt."""
-        if self.config.decode_strategy == "beam_search":
-            return self.beams
-        return self.config.best_of or self.config.num_return_sequences
 
 
 def option_names() -> list[str]:
@@ -359,51 +362,22 @@ def option_names() -> list[str]:
         *GenerationConfig.field_names(),
         "batch_size",
         "prefix_cache_bytes",
+        "draft_model",
     ]
 
 
-def _checked_size(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def _checked_prompts(prompts: Any) -> list[str]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"prompts must be a str or a list of str, got {type(prompts).__name__}")
-    if not prompts:
-        raise ValueError("prompts must not be an empty list")
-    for number, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise TypeError(f"prompt {number} must be a str, got {type(text).__name__}")
-        if not text:
-            raise ValueError(f"prompt {number} must not be empty")
-    return list(prompts)
-
-
-def _completions(samples: list[Sequence], config: GenerationConfig) -> list[Completion]:
-    """The completions of one prompt, from all its samples in their order."""
-    if config.best_of is not None:
-        samples = sorted(samples, key=_mean_log_prob, reverse=True)
-    return [_completion(one, config) for one in samples[: config.num_return_sequences]]
-
-
-def _mean_log_prob(sequence: Sequence) -> float:
-    return sum(log_prob for log_prob, _ in sequence.log_probs) / len(sequence.log_probs)
-
-
-def _completion(sequence: Sequence, config: GenerationConfig) -> Completion:
-    assert sequence.finish_reason is not None, "its job is done"
-    token_ids = tuple(sequence.token_ids)
-    logprobs = None
-    if config.logprobs is not None:
-        noted = zip(token_ids, sequence.log_probs, strict=False)  # end of text is not in token_ids
-        logprobs = tuple({token_id: own, **top} for token_id, (own, top) in noted)
-    score = sum(sequence.scores) / len(sequence.scores) if config.output_scores else None
-    return Completion(
-        sequence.stop_checker.text, token_ids, sequence.finish_reason, logprobs, score
+def _check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
+    """Raise a ValueError unless tokens mean the same to both."""
+    sizes = [one.runtime.config.vocab_size for one in (draft_model, model)]
+    if sizes[0] == sizes[1]:
+        ids = range(sizes[0])
+        drafted, verified = (
+            [one.tokenizer.token_bytes(token_id) for token_id in ids]
+            for one in (draft_model, model)
+        )
+        if drafted == verified:
+            return
+    raise ValueError(
+        f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
+        "must be the same"
     )

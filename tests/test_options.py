@@ -118,3 +118,15 @@ def test_bad_options(builtin: CodeGenerator, options: dict[str, Any], message: s
     with pytest.raises((TypeError, ValueError), match=message):
         builtin.generate(PROMPT, **options)
     assert builtin.generate(PROMPT, max_length=3)
+
+
+def test_a_progress_bar(builtin: CodeGenerator, capsys: pytest.CaptureFixture[str]):
+    options = {"max_length": 4, "batch_size": 2}
+    builtin.generate([PROMPT] * 5, **options)  # standard error is no terminal
+    assert capsys.readouterr().err == ""
+    builtin.generate([PROMPT] * 5, progress=True, **options)
+    shown = capsys.readouterr().err
+    assert "5/5" in shown
+    assert "tokens/s" in shown
+    with pytest.raises(TypeError, match="progress must be True, False or None, got 'yes'"):
+        builtin.generate(PROMPT, progress="yes")

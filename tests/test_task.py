@@ -99,6 +99,24 @@ def test_several_sequences_a_prompt(codegen: Any) -> None:
     assert codegen(PROMPTS[0], **options) == texts[:1]
 
 
+def test_output_scores_as_paddlenlp_gives_them(codegen: Any) -> None:
+    options = {**GREEDY, "output_scores": True}
+    texts, scores = codegen(PROMPTS, **options)
+    assert texts == codegen(PROMPTS, **GREEDY)
+    assert [len(one) for one in scores] == [1] * len(PROMPTS)
+    assert all(-20 < score < 0 for [score] in scores)
+    texts, scores = codegen(PROMPTS[0], num_return_sequences=3, **options)
+    assert [len(one) for one in texts] == [len(one) for one in scores] == [3]
+
+
+def test_stream_and_session(codegen: Any) -> None:
+    task = codegen.task_instance
+    [text] = codegen(PROMPTS[0], **GREEDY)
+    assert "".join(task.stream(PROMPTS[0], **GREEDY)) == text
+    session = task.session()
+    assert session.turn(PROMPTS[0], **GREEDY) == text
+
+
 def test_defaults(codegen: Any) -> None:
     defaults = {
         "max_length": 128,

@@ -171,6 +171,21 @@ class DraftModel:
         return kind, drafted
 
 
+class FirstOf:
+    """Takes the guess of the first drafter that makes one."""
+
+    def __init__(self, *drafters: Drafter) -> None:
+        self._drafters = drafters
+
+    def draft(self, sequence: Sequence, pace: Pace, room: int) -> tuple[str, list[int]]:
+        """See Drafter."""
+        for drafter in self._drafters:
+            kind, tokens = drafter.draft(sequence, pace, room)
+            if tokens:
+                return kind, tokens
+        return "", []
+
+
 def _common(one: TokenIds[int], other: TokenIds[int]) -> int:
     """How many tokens two sequences begin with alike."""
     for n, (left, right) in enumerate(zip(one, other, strict=False)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from fake_runtime import EOS, VOCAB, FakeRuntime, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import spread_tensors, write_model
 from sampler_probe import sequence
 from scipy.stats import chisquare
 
@@ -20,6 +23,7 @@ from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
 from paddlenlp_codegen_task.decoding.sequence import Sequence
 from paddlenlp_codegen_task.decoding.speculation import MAX_DRAFT, DraftModel, Pace, PromptLookup
 from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.base import StepOutput
 
 
@@ -237,3 +241,52 @@ def test_prompt_lookup_changes_no_completion(
         assert one.text == other.text
         assert one.finish_reason == other.finish_reason
         assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+@pytest.fixture(scope="module", params=["same", "lookup too"])
+def drafted(request: pytest.FixtureRequest, home_path: Path) -> Iterator[CodeGenerator]:
+    """The built-in model, drafting for itself."""
+    with CodeGenerator.from_pretrained(
+        "builtin",
+        draft_model="builtin",
+        home_path=home_path,
+        device="cpu",
+        num_threads=1,
+        prompt_lookup=request.param == "lookup too",
+    ) as generator:
+        generator._scheduler._pace = Always()
+        yield generator
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_draft_model_changes_no_completion(
+    builtin: CodeGenerator, drafted: CodeGenerator, options: dict[str, Any]
+):
+    options = {**options, "max_length": 50, "truncation": None}
+    runtime, counts = drafted._model.runtime, []
+    forward = runtime.forward
+
+    def spy(slot: int, token_ids: Any, every: bool = False) -> StepOutput:
+        counts.append(len(token_ids[0]))
+        return forward(slot, token_ids, every)
+
+    runtime.forward = spy  # type: ignore[method-assign]
+    try:
+        for prompt in ("def add(a, b):", REPETITIVE, "def add(a, b, c):"):
+            counts.clear()
+            [[found]] = drafted.generate(prompt, **options)
+            [[plain]] = builtin.generate(prompt, prompt_lookup=False, **options)
+            assert found.token_ids == plain.token_ids
+            if len(found.token_ids) == 50 and not drafted._defaults.prompt_lookup:
+                assert len(counts) < 12  # it nearly always agrees with itself
+    finally:
+        del runtime.forward
+
+
+def test_a_draft_model_has_the_same_vocabulary(tmp_path: Path, home_path: Path):
+    config = CodeGenConfig(
+        vocab_size=300, n_positions=64, n_embd=64, n_layer=1, n_head=4, rotary_dim=16, n_inner=64
+    )
+    folder = write_model(tmp_path / "other", config, spread_tensors(config))
+    with pytest.raises(ValueError, match=r"draft_model: .* has another vocabulary than builtin"):
+        CodeGenerator.from_pretrained("builtin", draft_model=folder, home_path=home_path)
