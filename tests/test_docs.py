@@ -31,6 +31,7 @@ from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ["README.md", "docs/models.md", "docs/static_graph.md", "docs/truncation.md"]
+ENGLISH += ["docs/builtin_model.md", "docs/decoding.md"]
 PAIRS = [(page, page.replace(".md", "_cn.md")) for page in ENGLISH]
 READMES = ["README.md", "README_cn.md"]
 PAGES = [*(page for pair in PAIRS for page in pair), "docs/README.md"]
@@ -138,7 +139,7 @@ def test_examples_that_are_not_run_compile(name: str):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_blocks_say_what_they_are(name: str):
-    assert {language for language, _, _ in read(name).blocks} <= {"python", "py", "bash"}
+    assert {language for language, _, _ in read(name).blocks} <= {"python", "py", "bash", "text"}
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
@@ -193,6 +194,8 @@ def test_options(name: str, header: str):
         "from_hf_hub": of_taskflow["from_hf_hub"].default,
         "device_id": of_taskflow["device_id"].default,
         **{one.name: one.default for one in fields(LoadOptions)},
+        "draft_model": None,
+        "prefix_cache_bytes": 0,
         "batch_size": DEFAULT_BATCH_SIZE,
         **{one.name: one.default for one in fields(GenerationConfig)},
     }
