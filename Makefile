@@ -37,7 +37,7 @@ benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done)
 # Corpus, vocabulary, training, packaging, evaluation: each goes on from what the one before left in
 # WORK, and training from its last checkpoint. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
 WORK ?= build/training
-MINUTES ?= 90
+MINUTES ?= 110
 MBPP ?=
 
 train: $(VENV)/dev.done
@@ -46,7 +46,10 @@ train: $(VENV)/dev.done
 	$(BIN)/python training/tokenizer.py $(WORK)/corpus $(WORK)/data
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/train.py $(WORK)/data $(WORK)/run --minutes $(MINUTES)
 	$(BIN)/python training/package.py $(WORK)/run/checkpoint.pt $(WORK)/data paddlenlp_codegen_task/builtin
-	$(BIN)/python training/evaluate.py paddlenlp_codegen_task/builtin $(WORK)/corpus $(WORK)/data
+	cp $(WORK)/run/log.csv training/log.csv
+	$(BIN)/python training/evaluate.py paddlenlp_codegen_task/builtin $(WORK)/corpus $(WORK)/data \
+	  $(WORK)/wheels --checkpoint $(WORK)/run/checkpoint.pt
+	$(BIN)/python training/card.py
 
 $(VENV)/run.done: setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -90,7 +90,7 @@ class GenerationConfig:
         _number("min_p", self.min_p, "in [0, 1)", lambda x: 0 <= x < 1)
         _number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
         _integer("num_beams", self.num_beams, 1)
-        _number("length_penalty", self.length_penalty, "a finite number", lambda x: True)
+        _number("length_penalty", self.length_penalty, "in [-10, 10]", lambda x: -10 <= x <= 10)
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
