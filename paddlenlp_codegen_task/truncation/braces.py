@@ -213,7 +213,7 @@ class BraceCut:
         self._end_at(end, block.header)
 
     def _outermost(self, function: _Block) -> _Block:
-        """The bracket around a function that is the completion's, or a call's: `on("x", () => {`."""
+        """The bracket around a function that is the completion's, or a call's: `on(x, () => {`."""
         block = function
         while (parent := block.parent) and (
             parent.start >= len(self._prompt) or parent.bracket in _OPENING.values()

@@ -21,8 +21,8 @@ _SYNTAX = Syntax(
         quoted('"', SINGLE.format('"')),
         quoted("'", SINGLE.format("'")),
     ],
-    # Words come whole.
-    rf"\w+(?=\W)|\n|[()\[\]{{}}]|{ESCAPE}|[^\w\n()\[\]{{}}#'\"\\]+",
+    # Words come whole, and blanks apart.
+    rf"\w+(?=\W)|\n|[^\S\n]+|[()\[\]{{}}]|{ESCAPE}|[^\w\s()\[\]{{}}#'\"\\]+",
 )
 
 _DEFINITIONS = {"def", "class", "async"}

@@ -104,6 +104,10 @@ JAVA = Language(
 
 # A slash begins a regular expression where an operand is due.
 _JS_OPERAND = r"(?<=[=(,:\[!&|?;{])|(?<=[=(,:\[!&|?;{]\s)|(?<==>\s)|(?<=return\s)"
+# In a set such as `[/]` a slash does not end it. What is longer than 200 is taken for no set, lest
+# it be read again with each piece that comes.
+_JS_IN_SET = r"(?:[^\]\\\n]|\\[^\n])"
+_JS_SET = rf"\[{_JS_IN_SET}{{0,199}}(?:\]|(?=\n))|\[(?={_JS_IN_SET}{{200}})"
 JAVASCRIPT = Language(
     _syntax(
         [
@@ -112,7 +116,7 @@ JAVASCRIPT = Language(
             Span(
                 "literal",
                 rf"(?:{_JS_OPERAND})/(?=[^/*])",
-                r"(?:[^/\\\[\n]+|\\[^\n]|\[(?:[^\]\\\n]|\\[^\n])*(?:\]|(?=\n)))*(/|(?=\n))?",
+                rf"(?:[^/\\\[\n]+|\\[^\n]|{_JS_SET})*(/|(?=\n))?",
             ),
             quoted('"'),
             quoted("'"),

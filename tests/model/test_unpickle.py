@@ -175,12 +175,12 @@ CRAFTED = {
 @pytest.mark.parametrize("program", CRAFTED.values(), ids=CRAFTED)
 def test_crafted_sizes_cost_neither_memory_nor_time(program):
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CheckpointError):
         load(program)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 2**26
 
 
