@@ -6,7 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
+from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, PRESETS, Truncator
+from paddlenlp_codegen_task.truncation.patterns import pattern_rule
 
 SEED = "\nclass|\ndef|\n#|\n@|\nprint|\nif"  # as PaddleNLP's taskflow/code_generation.py has it
 
@@ -142,6 +143,77 @@ def test_invalid_pattern(wrong: str | list[str], reason: str):
     with pytest.raises(ValueError, match=f"^truncation: .*{reason}") as caught:
         Truncator(wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_s_name_alone_is_no_regex():
+    assert Truncator("go").truncate("a go b") == "a go b"
+    assert Truncator("(?:go)").truncate("a go b") == "a"
+    assert Truncator(["go"]).truncate("a go b") == "a"
+    assert Truncator("gon?").truncate("a go b") == "a"
+
+
+def test_wrong_type_names_the_presets():
+    with pytest.raises(TypeError, match=f"^truncation must be .*{', '.join(PRESETS)}.*got 5$"):
+        Truncator(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("truncation", "stop", "text", "kept"),
+    [
+        (None, "b", "a b", "a "),
+        (None, ["cd", "bc"], " abcd", " a"),
+        (None, (), "a \n", "a \n"),
+        ("#", ".*", "a .* #", "a"),
+        ("#", "x", "a # x", "a"),
+        ("#", ["# x", " #"], "a # x", "a"),
+        (DEFAULT_TRUNCATION, "return", "\n    return 1\ndef f", ""),
+        ("salesforce", ";", "a \n;", "a \n"),
+        ("c", ["//"], " int x; // }\n}\n", " int x;"),
+        ("c", "//", " int x;\n}  // x\n", " int x;\n}"),
+    ],
+)
+def test_stop(truncation: str | None, stop: str | list[str], text: str, kept: str):
+    truncator = Truncator(truncation, stop)
+    assert truncator.truncate(text, "void f() {") == kept
+    assert truncator.decided(text + "zzz", "void f() {") in (kept, None if kept == text else kept)
+
+
+def test_stop_may_begin_before_what_truncation_cuts():
+    truncator = Truncator("#", ["b#c"])
+    assert truncator.decided("ab#") is None
+    assert truncator.decided("ab#c") == "a"
+    assert truncator.decided("ab#d") == "ab"
+    assert truncator.truncate("ab#") == "ab"
+
+
+def test_stop_without_truncation_is_shown_up_to_what_may_be_one():
+    scanner = Truncator(None, ["stop", "end"]).scanner()
+    assert scanner.feed("a  st") is None
+    assert scanner.settled == "a  "
+    assert scanner.feed("em \ne") is None
+    assert scanner.settled == "a  stem \n"
+    assert scanner.feed("nd") == "a  stem \n"
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"x", ["a", 3], {"a"}, re.compile("x")])
+def test_stop_of_a_wrong_type(wrong: object):
+    with pytest.raises(TypeError, match=r"^stop must be a string or a list of them, got "):
+        Truncator(None, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["", ["a", ""]])
+def test_an_empty_stop(wrong: str | list[str]):
+    with pytest.raises(ValueError, match=r"^stop: .* holds an empty string"):
+        Truncator("c", wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"), [("b", None), ("b b", 2), ("a b b", None), ("a b b\n", 4)]
+)
+def test_second_match(text: str, position: int | None):
+    cut = pattern_rule("a.*z|b", nth=2)("")
+    cut.feed(text)
+    assert cut.position == position
 
 
 ATOMIC = [

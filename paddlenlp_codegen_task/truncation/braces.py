@@ -41,12 +41,12 @@ class _Block(NamedTuple):
 
 
 class BraceCut:
-    """Where a completion's function ends; see `presets.Cut`.
+    """Where a completion's function ends; see `cut.Cut`.
 
     That is after the brace that closes the outermost function which the prompt left open, or else
     the first one in the completion, together with any bracket that the completion opened around
-    it; or a class which the prompt left open. Before a function begins, outside brackets, two
-    blank lines after some code end the completion too.
+    it; or a class which the prompt left open. Two blank lines after some code, outside brackets,
+    end the completion too.
     """
 
     def __init__(self, language: Language, prompt: str) -> None:
@@ -58,7 +58,7 @@ class BraceCut:
         self._block: _Block | None = None  # the innermost
         self._header = ""
         self._branches: list[tuple[_Block | None, str]] = []  # state at each open #if
-        self._awaited: _Block | None = None  # around a function that has closed
+        self._awaited: _Block | None = None  # to end with
         self._newlines = 0  # since the last text
         self._wrote_code = False
         self._closed: int | None = None  # the end, but for what may belong to it
@@ -186,31 +186,24 @@ class BraceCut:
             # A parenthesis left open inside does not keep the block open.
             while block and block.bracket in _OPENING.values():
                 block = block.parent
-        elif block and block.bracket != _OPENING[bracket]:
+        elif block is None or block.bracket != _OPENING[bracket]:
             return
+        self._header = ""
         if block is None:
-            self._header = ""
-            if bracket == "}":  # of a block whose beginning is not in the prompt
-                self._block = None
-                self._end_at(end, "")
+            self._block = None
+            self._end_at(end, "")  # of a block whose beginning is not in the prompt
             return
         self._block = block.parent
+        if block.bracket != "{" or block.kind is _Kind.OTHER:
+            self._append(block.header + block.bracket[-1] + bracket)
         if block.bracket == "${":
             self._lexer.resume_template()
-        values = block.kind is _Kind.OTHER or block.bracket != "{"
-        self._header = ""
-        if values:
-            self._append(block.header + block.bracket[-1] + bracket)
         if block.kind is _Kind.FUNCTION:
-            outermost = self._outermost(block)
-            if outermost is not block:
-                self._awaited = outermost
-                return
-        elif block is not self._awaited and not (
+            self._awaited = self._outermost(block)
+        if block is self._awaited or (
             block.kind is _Kind.CONTAINER and block.start < len(self._prompt)
         ):
-            return
-        self._end_at(end, block.header)
+            self._end_at(end, block.header)
 
     def _outermost(self, function: _Block) -> _Block:
         """The bracket around a function that is the completion's, or a call's: `on(x, () => {`."""

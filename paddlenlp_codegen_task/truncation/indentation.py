@@ -33,7 +33,7 @@ _IMPORTS = {"import", "from"}
 
 
 class IndentCut:
-    """Where a completion's indented block ends; see `presets.Cut`.
+    """Where a completion's indented block ends; see `cut.Cut`.
 
     If the prompt ends in an indented block, or in what begins one, that is before the next line
     that is not indented. Otherwise it is after the first function or class of the completion, or

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+from paddlenlp_codegen_task.truncation.cut import Rule
 
 # The parse tree of a regular expression has no public interface.
 _parser: Any = importlib.import_module("re._parser")
@@ -112,7 +113,7 @@ class _Pattern:
             return cls(regex, None)
 
 
-def pattern_rule(source: str, nth: int = 1) -> Callable[[str], PatternCut]:
+def pattern_rule(source: str, nth: int = 1) -> Rule:
     """Return the rule that cuts before the n-th match of a regular expression.
 
     Beyond the first, only matches that no earlier one can turn up before are counted.
@@ -125,7 +126,7 @@ def pattern_rule(source: str, nth: int = 1) -> Callable[[str], PatternCut]:
 
 
 class PatternCut:
-    """Where a pattern cuts one text; see `presets.Cut`."""
+    """Where a pattern cuts one text; see `cut.Cut`."""
 
     def __init__(self, pattern: _Pattern, nth: int) -> None:
         self.position: int | None = None
@@ -148,7 +149,7 @@ class PatternCut:
                 self.position = match.start()
                 return
             if match.start() > self.earliest:
-                return
+                return  # another may come before it
             self._passed += 1
             self.earliest = match.end()
 

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from paddlenlp_codegen_task.truncation import languages
 from paddlenlp_codegen_task.truncation.braces import BraceCut
+from paddlenlp_codegen_task.truncation.cut import Rule
 from paddlenlp_codegen_task.truncation.indentation import IndentCut
 from paddlenlp_codegen_task.truncation.patterns import pattern_rule
-
-
-class Cut(Protocol):
-    """Where one rule cuts one completion, which grows.
-
-    Attributes:
-        position: where the rule cuts, as far as is certain.
-        earliest: the rule does not cut before this, however the text goes on.
-    """
-
-    position: int | None
-    earliest: int
-
-    def feed(self, text: str) -> None:
-        """Look at all of the completion so far, which begins with what was fed before."""
-
-    def end(self, text: str) -> int:
-        """Where all of the completion is cut, its length if nowhere; the last call."""
-
-
-Rule = Callable[[str], Cut]  # from the prompt
 
 
 @dataclass(frozen=True)
@@ -43,9 +21,9 @@ class Preset:
 
 
 # `truncate` in jaxformer/hf/sample.py of https://github.com/salesforce/CodeGen, which is also
-# CodeGenTokenizer.truncate in transformers 4.55. That cuts at the second print, then the second
-# def, then the first pattern; as all begin a line or match within one, or are line breaks, the
-# first of all is the same.
+# CodeGenTokenizer.truncate in transformers 4.55. Those cut at the second print, then what is left
+# at the second def, then at the first match of a pattern. No match reaches across the beginning
+# of a line with print or def, so this comes to the first of them all.
 _SALESFORCE = (
     pattern_rule("(?m)^print", nth=2),
     pattern_rule("(?m)^def", nth=2),

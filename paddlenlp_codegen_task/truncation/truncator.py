@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from paddlenlp_codegen_task.truncation.cut import Cut, Rule
 from paddlenlp_codegen_task.truncation.patterns import pattern_rule
-from paddlenlp_codegen_task.truncation.presets import PRESETS, Cut, Preset, Rule
+from paddlenlp_codegen_task.truncation.presets import PRESETS, Preset
 
 DEFAULT_TRUNCATION = "\nclass|\ndef|\n#|\n@|\nprint|\nif"
 
