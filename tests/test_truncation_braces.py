@@ -42,12 +42,21 @@ int f(int a)
     if (a > 1) {
 #else
     while (a) {
+#if C
+        a--;
+#endif
 #endif
         a--;
     }
-#ifdef C
-    a = 1'000;
+#if A
+    if (a) {
+#if C
+        a--;
 #endif
+#else
+    if (a > 1'000) {
+#endif
+    }
     return a;
 }»
 int g
@@ -119,6 +128,7 @@ class Stack extends mixin(Base) {
     this.half = x / 2; // }
     this.text = `a } ${x ? `{${{ a: "}" }.a}` : '}'} $ \` {`;
     items.map((item) => { return /}/.test(item); });
+    items.map((item) => /}/.test(item));
   }»
 
   get size() { return 1; }
@@ -197,6 +207,9 @@ int h(void) {
     ),
     ("java", "class A {«\n  Runnable r = () -> { run(); };»\n  int x;\n}"),
     ("java", "interface A {«\n  int f();\n  int g();\n}»\n\nclass B {"),
+    ("java", "class A {«\n  int x;\n\n\n  void f() { }»\n  int y;"),
+    ("java", "class A {«\n  B b = new B() {\n    int c() { return 1; }\n  };»\n  int y;"),
+    ("java", "record P(int x) {«\n}»\n\nclass B {"),
     ("java", "record P(«int x) {\n  int f() { return x; }\n}»\nclass B {"),
     (
         "javascript",
@@ -234,7 +247,12 @@ type Shape interface {
 	Area() float64
 }
 
-var points = []Point{{1, nil}, {x: 2}}
+var area func(Shape) float64
+
+var points = []Point{
+	{1, nil},
+	{x: 2},
+}
 
 // main says hello
 func main() {
@@ -256,7 +274,9 @@ FRAGMENTS = [
     ("javascript", "try {« a(); } catch (e) { b(); } finally { c(); }»\nrun();"),
     ("javascript", "if (a) {« b(); }»\n\nelsewhere();"),
     ("java", "    if (x > 0) {«\n      return 1;\n    } catch (E e) {\n    }»\n    x();"),
-    ("go", "if err := f(); err != nil {«\n\treturn err\n} else {\n\tx()\n}»\nfoo()"),
+    ("go", "if err := f(); err != nil {«\n\treturn err\n}»\nfoo()"),
+    ("go", "for {« x() }»\nfoo()"),
+    ("go", "if err != nil {«\n\treturn err\n} else {\n\tx()\n}»\nfoo()"),
     ("c", "  int x = 1;«\n  return x;\n}»\n\nint f(void) {"),
     ("java", "  x = f(1, (2,« 3);\n  }»\n\n  int f() {"),
     ("cpp", "int f() { g((1;« }»\nint g"),

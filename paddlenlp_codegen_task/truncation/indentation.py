@@ -124,7 +124,7 @@ class IndentCut:
         elif text in (")", "]", "}"):
             pass  # of a bracket that is not in the prompt
         elif self._in_block and text in _CONTINUATIONS and self._head in _CONTINUED:
-            self._head = text
+            pass
         elif (self._in_block and not self._block_may_be_over) or (
             token.kind == "comment" and self._wrote_code and newlines > 1
         ):

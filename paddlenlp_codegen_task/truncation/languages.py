@@ -23,8 +23,8 @@ from paddlenlp_codegen_task.truncation.lexer import (
 class Language:
     """A language with braces.
 
-    A brace's header is the code before it in its statement, with `()`, `[]`, `{}` and `""` in
-    place of brackets and literals with all they hold.
+    A brace's header is the code since the brace or semicolon before it, with `()`, `[]` and `""`
+    in place of brackets and literals with all they hold.
 
     Attributes:
         syntax: tells code from comments and literals.
@@ -39,7 +39,8 @@ class Language:
     newline_ends: bool = False
 
 
-# Headers of other blocks that run; "" is that of a bare block.
+# Headers of other blocks that run; "" is that of a bare block, and of the body in
+# `func f() interface{} {` or `A() : b{1} {`.
 _STATEMENT = r"^$|\b(?:do|else|finally|static|try)$"
 
 
@@ -60,12 +61,11 @@ _C_SPANS = [
     Span("directive", r"#[ \t]*\w*(?=\W)", TO_END_OF_LINE),
     quoted("'", r"(?<!\d)'"),
 ]
-# The parentheses may be followed by qualifiers, a return type, or a constructor's initialisers;
-# of those, `a{1}` is told from the body by the word before its brace.
+# Qualifiers or a return type may follow the parentheses. A constructor's `b{1}` is told from its
+# body by the word before the brace.
 _C_FUNCTION = _regex(
     r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$",
     r"\)[^=]*->[^=]*$",
-    r"\).*\}$",
     _STATEMENT,
 )
 _C_CONTAINER = _regex(r"\b(?:class|struct|union|enum|namespace|extern)\b")
@@ -99,7 +99,7 @@ JAVA = Language(
         r"->$",
         _STATEMENT,
     ),
-    _regex(r"\b(?:class|interface|enum|record|new)\b"),
+    _regex(r"\b(?:class|interface|enum|record)\b"),
 )
 
 # A slash begins a regular expression where an operand is due.
@@ -139,7 +139,7 @@ GO = Language(
         ],
         "`",
     ),
-    # `func f() interface{} {` has two braces.
+    # The first brace in `func f() interface{} {` is not the body's.
     _regex(r"\b(?:func|if|for|switch|select|else)\b(?!.*\b(?:struct|interface)$)", "^$"),
     _regex(r"\btype\b.*\b(?:struct|interface)$"),
     newline_ends=True,
