@@ -139,10 +139,10 @@ def host_share(generator: CodeGenerator, batch: int, **options: Any) -> dict[str
     forward = runtime.forward
     inside = 0.0
 
-    def measured(*arguments: Any) -> Any:
+    def measured(*arguments: Any, **named: Any) -> Any:
         nonlocal inside
         start = time.perf_counter()
-        output = forward(*arguments)
+        output = forward(*arguments, **named)
         inside += time.perf_counter() - start
         return output
 

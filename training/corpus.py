@@ -1,11 +1,12 @@
 """Make the training text: filter the sources, leave benchmarks out, cut functions, and record it.
 
-Writes `train.jsonl` and `valid.jsonl`, a document a line, `{"package": str, "path": str, "kind":
-"module" | "functions", "text": str}`, and the record `CORPUS.md`. See `sources.py` for what is left
-out and `cut.py` for what a document of functions is.
+Writes `train.jsonl`, `short.jsonl` and `valid.jsonl`, a document a line, `{"package": str, "path":
+str, "kind": "module" | "functions" | "short", "text": str}`, and the record `CORPUS.md`. See
+`sources.py` for what is left out and `cut.py` for what documents of functions are.
 
 A training file is either kept whole or cut into functions, never both: a run of hours sees so
-little that no text should be spent on being seen twice. Held-out files give both.
+little that no text should be spent on being seen twice. Held-out files give both. The short
+functions, which only the end of training shows, come from all of them.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import packages
-from cut import documents_of, normal_form, units_of
+from cut import documents_of, normal_form, short_functions, units_of
 from overlap import RUN, Overlap, human_eval, mbpp
 from sources import Filter, digest, library_files
 
@@ -51,6 +52,7 @@ class Source:
 @dataclass
 class Corpus:
     train: list[dict[str, str]] = field(default_factory=list)
+    short: list[dict[str, str]] = field(default_factory=list)
     valid: list[dict[str, str]] = field(default_factory=list)
     overlapping: dict[str, set[str]] = field(default_factory=dict)  # file -> tasks
     keep: Filter = field(default_factory=Filter)
@@ -96,6 +98,7 @@ def chosen(source: Source, corpus: Corpus, overlap: Overlap) -> Iterator[tuple[s
 def build(sources: list[Source], overlap: Overlap, seed: int) -> Corpus:
     corpus = Corpus()
     seen: set[int] = set()  # functions, by their normal form
+    seen_short: set[int] = set()
     for source in sources:
         for path, text in chosen(source, corpus, overlap):
             whole = digest(path) % 1000 < 1000 * WHOLE and source.name not in SMALL
@@ -105,6 +108,12 @@ def build(sources: list[Source], overlap: Overlap, seed: int) -> Corpus:
                 whole = False
             if whole or source.held_out:
                 out.append({**head, "kind": "module", "text": text})
+            for unit in () if source.held_out else short_functions(text):
+                key = digest(normal_form(unit))
+                if key not in seen_short:
+                    seen_short.add(key)
+                    document = {**head, "kind": "short", "text": unit}
+                    corpus.short += [document] * (REPEATED if source.name == OWN else 1)
             if whole and not source.held_out:
                 continue
             units = []
@@ -118,7 +127,7 @@ def build(sources: list[Source], overlap: Overlap, seed: int) -> Corpus:
                 # Another seed each time: the same functions stand in other company.
                 for document in documents_of(units, random.Random(seed + n + digest(path))):
                     out.append({**head, "kind": "functions", "text": document})
-    for split in (corpus.train, corpus.valid):
+    for split in (corpus.train, corpus.valid, corpus.short):
         random.Random(seed).shuffle(split)
     return corpus
 
@@ -133,7 +142,7 @@ def record(sources: list[Source], corpus: Corpus, overlap: Overlap, has_mbpp: bo
         if s.used
     )
     size = Counter()
-    for name in ("train", "valid"):
+    for name in ("train", "short", "valid"):
         for document in getattr(corpus, name):
             size[name, document["kind"]] += len(document["text"].encode())
     found = "\n".join(
@@ -148,6 +157,7 @@ Written by `corpus.py`: {len(sources)} sources, after the filters:
 
 - training: {megabytes["train", "module"]} of whole files;
 - training: {megabytes["train", "functions"]} of cut functions;
+- training, at its end: {megabytes["short", "short"]} of short functions, out of all these files;
 - held out: {megabytes["valid", "module"]} of whole files.
 
 No package gives more than {PACKAGE_BYTES / 1e6:.1f} MB. `everyday.py` is our own, written
@@ -181,7 +191,7 @@ The licence is what the wheel's own metadata says.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("wheels", type=Path, help="folder of packages.py")
-    parser.add_argument("out", type=Path, help="folder for train.jsonl and valid.jsonl")
+    parser.add_argument("out", type=Path, help="folder for the documents")
     parser.add_argument("--mbpp", type=Path, help="the benchmark's mbpp.jsonl, to search for it")
     parser.add_argument("--record", type=Path, default=EVERYDAY.with_name("CORPUS.md"))
     parser.add_argument("--stdlib", type=Path, default=Path(sysconfig.get_paths()["stdlib"]))
@@ -197,7 +207,7 @@ def main() -> None:
     sources = read_sources(options.wheels, options.stdlib)
     corpus = build(sources, overlap, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "valid"):
+    for name in ("train", "short", "valid"):
         with open(options.out / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for document in getattr(corpus, name):
                 file.write(json.dumps(document) + "\n")

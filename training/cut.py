@@ -16,6 +16,8 @@ from dataclasses import dataclass
 MIN_LINES, MAX_LINES = 2, 45
 MAX_CHARACTERS = 2400
 LONG_DOCSTRING = 6  # lines; a longer one is cut to its first paragraph, mostly
+SHORT_BODY = 160  # characters of a body: a completion has room for it, and it can be got right
+SHORT_CHARACTERS = 2600  # of a short function, docstring and all
 GROUP = 4  # units in a document at most
 GROUP_CHARACTERS = 2800
 
@@ -124,6 +126,27 @@ def is_stub(node: ast.AST) -> bool:
         or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))
         for child in rest
     )
+
+
+def short_functions(text: str) -> Iterator[str]:
+    """Yield the functions and methods of a module whose body is short, dedented, each whole.
+
+    Whole docstrings, as held-out headers have them, and bodies that end within a completion.
+    """
+    lines = text.split("\n")
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef) or is_stub(node):
+            continue
+        has_docstring = docstring_node(node) is not None
+        body = lines[node.body[has_docstring].lineno - 1 : node.end_lineno]
+        unit = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])).rstrip() + "\n"
+        if len(textwrap.dedent("\n".join(body))) > SHORT_BODY or len(unit) > SHORT_CHARACTERS:
+            continue
+        try:
+            ast.parse(unit)
+        except SyntaxError:
+            continue  # a multi-line string that starts further left, say
+        yield unit
 
 
 def documents_of(units: list[Unit], chance: random.Random) -> Iterator[str]:

@@ -153,3 +153,33 @@ def to_hugging_face(state: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]
             theirs + "mlp.fc_out.bias": state[ours + "w_out.bias"],
         }
     return {name: tensor.contiguous() for name, tensor in out.items()}
+
+
+def from_hugging_face(tensors: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
+    """Return the CodeGen.state_dict() that `to_hugging_face` makes `tensors` of, in float32."""
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    out = {
+        "wte.weight": tensors["transformer.wte.weight"],
+        "norm.weight": tensors["transformer.ln_f.weight"],
+        "norm.bias": tensors["transformer.ln_f.bias"],
+        "lm_head.weight": tensors["lm_head.weight"],
+        "lm_head.bias": tensors["lm_head.bias"],
+    }
+    for n in range(shape.n_layer):
+        ours, theirs = f"blocks.{n}.", f"transformer.h.{n}."
+        groups = tensors[theirs + "attn.qkv_proj.weight"].unflatten(0, (MP_NUM, 3, -1))
+        query, value, key = (groups[:, part].flatten(0, 1) for part in range(3))
+        projections = [
+            tensors[theirs + name] for name in ("attn.out_proj.weight", "mlp.fc_out.weight")
+        ]
+        out |= {
+            ours + "norm.weight": tensors[theirs + "ln_1.weight"],
+            ours + "norm.bias": tensors[theirs + "ln_1.bias"],
+            ours + "w_in.weight": torch.cat(
+                (query, key, value, tensors[theirs + "mlp.fc_in.weight"])
+            ),
+            ours + "fc_in_bias": tensors[theirs + "mlp.fc_in.bias"],
+            ours + "w_out.weight": torch.cat(projections, dim=1),
+            ours + "w_out.bias": tensors[theirs + "mlp.fc_out.bias"],
+        }
+    return out

@@ -107,10 +107,13 @@ class Optimizer:
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, object]) -> None:
-        for name, weight in state["weights"].items():
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, weight in weights.items():
             self.masters[name].copy_(weight)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, object]) -> None:
+        self.set_weights(state["weights"])
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)
         self.adamw.load_state_dict(state["adamw"])
-        self.publish()

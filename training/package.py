@@ -82,8 +82,10 @@ def main() -> None:
         shutil.copyfile(options.tokenizer / name, partial / name)
     end_of_text = CodeGenTokenizer.from_pretrained(partial).eos_token_id
     config_of(shape, end_of_text).save_pretrained(partial)
-    # The metadata is what transformers and paddlenlp look at before they trust the layout.
-    save_file(to_hugging_face(half, shape), partial / "model.safetensors", {"format": "pt"})
+    # "format" is what transformers and paddlenlp look at before they trust the layout; the others
+    # are what `train.py --start` reads.
+    metadata = {"format": "pt", **{n: str(state[n]) for n in ("step", "tokens", "elapsed")}}
+    save_file(to_hugging_face(half, shape), partial / "model.safetensors", metadata)
     (partial / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     parameters = sum(tensor.numel() for tensor in half.values()) / 1e6
     readme = README.format(parameters=parameters, tokens=state["tokens"] / 1e6, **state["shape"])

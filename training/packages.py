@@ -80,13 +80,11 @@ def fetch(packages: list[Package], folder: Path) -> None:
     """Download the wheels that `folder` lacks."""
     folder.mkdir(parents=True, exist_ok=True)
     here = wheels(folder)
-    for package in packages:
-        if (normal(package.name), package.version) in here:
-            continue
-        pin = f"{package.name}=={package.version}"
+    pins = [f"{p.name}=={p.version}" for p in packages if (normal(p.name), p.version) not in here]
+    if pins:
         command = (
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-            "--only-binary", ":all:", "--dest", str(folder), pin,
+            "--only-binary", ":all:", "--dest", str(folder), *pins,
         )  # fmt: skip
         subprocess.run(command, check=True)
 

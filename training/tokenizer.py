@@ -113,9 +113,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the tokenizer and the encoded corpus")
     options = parser.parse_args()
 
-    texts: dict[str, list[str]] = {"modules": [], "functions": [], "valid": []}
+    texts: dict[str, list[str]] = {"modules": [], "functions": [], "short": [], "valid": []}
     for document in read_documents(options.corpus / "train.jsonl"):
         texts["modules" if document["kind"] == "module" else "functions"].append(document["text"])
+    for document in read_documents(options.corpus / "short.jsonl"):
+        texts["short"].append(document["text"])
     for document in read_documents(options.corpus / "valid.jsonl"):
         if document["kind"] == "module":
             texts["valid"].append(document["text"])

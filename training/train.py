@@ -3,8 +3,9 @@
 The learning rate warms up, stays, and comes down over the last part of the time ("warmup, stable,
 decay"), so the end may be moved while it stays: write the new number of minutes to `minutes.txt`
 in the run's folder, or stop the run (SIGTERM makes a checkpoint) and start it again with another
-`--minutes`. It goes on from the last checkpoint in its folder, with the optimizer's state. A
-process that is held (SIGSTOP) uses up none of its time.
+`--minutes`. It goes on from the last checkpoint in its folder, with the optimizer's state; where
+there is none, `--start` goes on from a packaged model, whose file tells its steps, tokens and
+seconds. A process that is held (SIGSTOP) uses up none of its time.
 """
 
 import argparse
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model import CodeGen, Shape
+from model import CodeGen, Shape, from_hugging_face
 from optimizer import Optimizer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from windows import Mixture, validation_batches
 
 VALIDATION_CONTEXT = 512
@@ -67,12 +70,21 @@ def save(file: Path, state: dict[str, object]) -> None:
 STEPS = ((256, 0.8), (512, 0.5), (256, 0.8), (1024, 0.2))
 
 
+def packaged(folder: Path, shape: Shape) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The weights of a folder of package.py, and what training they have behind them."""
+    file = folder / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    if "tokens" not in metadata:
+        raise ValueError(f"--start: {file} does not say how it was trained: not of package.py")
+    behind = {name: float(metadata[name]) for name in ("step", "tokens", "elapsed")}
+    return from_hugging_face(load_file(file), shape), behind
+
+
 def rate_at(share: float, warm: float, peak: float, decay: float) -> float:
     """Learning rate at `share` of the time and `warm` of the warmup: up, flat, straight down."""
-    if share <= 1 - decay:
-        return peak * min(max(warm, 0.01), 1.0)
-    left = max(1 - share, 0.0) / decay
-    return peak * (FINAL_RATE + (1 - FINAL_RATE) * left)
+    left = min(max(1 - share, 0.0) / decay, 1.0)
+    return peak * (FINAL_RATE + (1 - FINAL_RATE) * left) * min(max(warm, 0.01), 1.0)
 
 
 def faster_dtype() -> torch.dtype:
@@ -96,6 +108,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("run", type=Path, help="folder for checkpoint.pt and log.csv")
+    parser.add_argument("--start", type=Path, help="a packaged model to go on from")
     parser.add_argument("--minutes", type=float, default=90, help="of running, in all")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many (0: never)")
     parser.add_argument(
@@ -120,21 +133,27 @@ def main() -> None:
     checkpoint, log = options.run / "checkpoint.pt", options.run / "log.csv"
     arrays = {
         name: np.fromfile(options.data / f"{name}.bin", np.uint16)
-        for name in ("functions", "modules", "valid")
+        for name in ("functions", "short", "modules", "valid")
     }
-    mixture = Mixture(arrays["functions"], arrays["modules"], options.seed)
+    mixture = Mixture(arrays["functions"], arrays["short"], arrays["modules"], options.seed)
     validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, 32)
 
     shape = Shape()
     dtype = faster_dtype() if options.dtype == "auto" else getattr(torch, options.dtype)
     model = CodeGen(shape).to(dtype)
     optimizer = Optimizer(model, options.weight_decay)
-    elapsed, step, tokens = 0.0, 0, 0
+    elapsed, step, tokens, first = 0.0, 0, 0, 0
+    if options.start and not checkpoint.exists():
+        weights, behind = packaged(options.start, shape)
+        optimizer.set_weights(weights)
+        elapsed, step, tokens = behind["elapsed"], int(behind["step"]), int(behind["tokens"])
+        first = step
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)
         optimizer.load(state)
         mixture.load(state["mixture"])
         elapsed, step, tokens = state["elapsed"], state["step"], state["tokens"]
+        first = state["first"]
     optimizer.publish()
     loss_of = torch.compile(model.loss, dynamic=False) if options.compile else model.loss
 
@@ -148,7 +167,7 @@ def main() -> None:
         return float(np.mean([model.loss(rows).item() for rows in validation.split(4)]))
 
     def keep() -> None:
-        counts = {"elapsed": clock.elapsed, "step": step, "tokens": tokens}
+        counts = {"elapsed": clock.elapsed, "step": step, "tokens": tokens, "first": first}
         state = {"shape": asdict(shape), "mixture": mixture.state(), **counts, **optimizer.state()}
         save(checkpoint, state)
 
@@ -158,7 +177,7 @@ def main() -> None:
     marked, marked_tokens, validated, losses = elapsed, tokens, elapsed, []
     with open(log, "a", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        if step == 0:
+        if file.tell() == 0:
             out.writerow(
                 ("step", "seconds", "tokens", "rate", "norm", "loss", "tokens_per_s", "valid")
             )
@@ -170,7 +189,7 @@ def main() -> None:
             rows = options.tokens // context
             along = clock.elapsed / budget
             short = along > 1 - options.decay
-            rate = rate_at(along, (step + 1) / options.warmup, options.rate, options.decay)
+            rate = rate_at(along, (step + 1 - first) / options.warmup, options.rate, options.decay)
             loss = loss_of(mixture.batch(rows, context + 1, share, short))
             loss.backward()
             norm = optimizer.step(rate)

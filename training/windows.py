@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 END_OF_TEXT_ID = 8000  # the id after tokenizer.py's BPE_ENTRIES
-SHORT = 192  # tokens of a document of functions that can be completed within max_length
 SLOT = 512  # tokens; an epoch is every slot of an array, in random order
 
 
@@ -33,21 +32,16 @@ class Windows:
         return self.tokens[start : start + length]
 
 
-def short_documents(tokens: np.ndarray) -> np.ndarray:
-    """The documents of `tokens` that have at most SHORT tokens, each with its end of text."""
-    ends = np.flatnonzero(tokens == END_OF_TEXT_ID)
-    lengths = np.diff(ends, prepend=-1)
-    return tokens[: ends[-1] + 1][np.repeat(lengths <= SHORT, lengths)]
-
-
 class Mixture:
     """Batches of windows from cut functions, from short ones alone, and from whole modules."""
 
-    def __init__(self, functions: np.ndarray, modules: np.ndarray, seed: int) -> None:
+    def __init__(
+        self, functions: np.ndarray, short: np.ndarray, modules: np.ndarray, seed: int
+    ) -> None:
         self.random = np.random.default_rng(seed)
         self.sources = (
             Windows(functions, 0.7, self.random),
-            Windows(short_documents(functions), 0.7, self.random),
+            Windows(short, 1.0, self.random),
             Windows(modules, 0.3, self.random),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from windows import END_OF_TEXT_ID, SHORT, Mixture, short_documents
+from windows import END_OF_TEXT_ID, Mixture
 
 
 def documents(*lengths: int) -> np.ndarray:
@@ -12,16 +12,9 @@ def documents(*lengths: int) -> np.ndarray:
     return np.concatenate(parts).astype(np.uint16)
 
 
-def test_short_documents():
-    tokens = documents(SHORT, SHORT + 1, 2, SHORT + 300, 1)
-    kept = short_documents(tokens)
-    assert set(kept.tolist()) == {0, 2, END_OF_TEXT_ID}
-    assert len(kept) == SHORT + 2 + 1
-
-
 def test_a_mixture_goes_on_as_it_would_have():
-    functions, modules = documents(*[100] * 60), documents(*[2000] * 5)
-    one, other = (Mixture(functions, modules, seed=3) for _ in range(2))
+    functions, short, modules = (documents(*[n] * (9000 // n)) for n in (100, 30, 2000))
+    one, other = (Mixture(functions, short, modules, seed=3) for _ in range(2))
     one.batch(4, 65, 0.5, short=False)
     other.batch(9, 33, 0.2, short=True)
     other.load(one.state())
@@ -30,9 +23,10 @@ def test_a_mixture_goes_on_as_it_would_have():
         assert left.equal(right)
 
 
-def test_short_steps_show_only_short_functions():
-    mixture = Mixture(documents(*[SHORT + 9, 50] * 40), documents(5000), seed=0)
+def test_short_steps_show_short_functions_from_their_beginning_and_no_others():
+    functions, modules = (np.full(3000, token, np.uint16) for token in (5000, 6000))
+    mixture = Mixture(functions, documents(*[50] * 80), modules, seed=0)
     rows = mixture.batch(64, 40, 1.0, short=True)
-    odd_or_end = (rows % 2 == 1) | (rows == END_OF_TEXT_ID)
-    assert odd_or_end.all()
-    assert not (mixture.batch(64, 40, 1.0, short=False) % 2 == 1).all()
+    assert (rows < 80).all()  # 49 tokens of one document, from its first
+    assert (rows == rows[:, :1]).all()
+    assert (mixture.batch(64, 40, 1.0, short=False) == 5000).all()
