@@ -35,16 +35,21 @@ benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done)
 	  --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
 
 # Corpus, vocabulary, training, packaging, evaluation: each goes on from what the one before left in
-# WORK, and training from its last checkpoint. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
+# WORK, and training from its last checkpoint or, where there is none, from the packaged model that START
+# names, to MINUTES in all. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
 WORK ?= build/training
-MINUTES ?= 110
+MINUTES ?= 180
+START ?=
 MBPP ?=
 
 train: $(VENV)/dev.done
 	$(BIN)/python training/packages.py $(WORK)/wheels
 	$(BIN)/python training/corpus.py $(WORK)/wheels $(WORK)/corpus $(if $(MBPP),--mbpp $(MBPP))
 	$(BIN)/python training/tokenizer.py $(WORK)/corpus $(WORK)/data
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/train.py $(WORK)/data $(WORK)/run --minutes $(MINUTES)
+	mkdir -p $(WORK)/run
+	$(if $(START),test -f $(WORK)/run/log.csv || cp training/log.csv $(WORK)/run)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/train.py $(WORK)/data $(WORK)/run --minutes $(MINUTES) \
+	  $(if $(START),--start $(START))
 	$(BIN)/python training/package.py $(WORK)/run/checkpoint.pt $(WORK)/data paddlenlp_codegen_task/builtin
 	cp $(WORK)/run/log.csv training/log.csv
 	$(BIN)/python training/evaluate.py paddlenlp_codegen_task/builtin $(WORK)/corpus $(WORK)/data \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from paddlenlp_codegen_task.truncation.lexer import (
     ESCAPE,
     SINGLE,
@@ -25,18 +27,27 @@ _SYNTAX = Syntax(
     rf"\w+(?=\W)|\n|[^\S\n]+|[()\[\]{{}}]|{ESCAPE}|[^\w\s()\[\]{{}}#'\"\\]+",
 )
 
-_DEFINITIONS = {"def", "class", "async"}
+_FUNCTIONS = {"def", "async"}
+_DEFINITIONS = _FUNCTIONS | {"class"}
 _CONTINUATIONS = {"elif", "else", "except", "finally"}
 _CONTINUED = {"if", "elif", "for", "while", "try", "except", "else"}
 _COMPOUND = _DEFINITIONS | _CONTINUATIONS | _CONTINUED | {"with"}
 _IMPORTS = {"import", "from"}
 
 
+class _Line(NamedTuple):
+    """A logical line: how far it is indented, and its first word."""
+
+    width: int
+    word: str
+
+
 class IndentCut:
     """Where a completion's indented block ends; see `cut.Cut`.
 
-    If the prompt ends in an indented block, or in what begins one, that is before the next line
-    that is not indented. Otherwise it is after the first function or class of the completion, or
+    The block is that of the outermost function which the prompt left open, or else of the line
+    that is not indented; it ends before the next line that is indented no more than that. If the
+    prompt ends outside any block, it is after the first function or class of the completion, or
     at two blank lines, or a blank line and a comment, if these come first, after some code.
     """
 
@@ -50,7 +61,9 @@ class IndentCut:
         self._last = ""  # character of code
         self._depth = 0  # of brackets
         self._newlines = 0  # since the last text
-        self._head = ""  # first word of the last logical line that is not indented
+        self._lines: list[_Line] = []  # the prompt's last, and those it is indented below
+        self._opens = False  # the prompt's last line begins a block
+        self._head = _Line(0, "")  # of the block, or the last line outside any
         self._in_block = False
         self._block_may_be_over = False  # the prompt ends with a blank line
         self._wrote_code = False
@@ -63,10 +76,10 @@ class IndentCut:
         self._read(self._prompt + text)
         if self.position is not None:
             self.earliest = self.position
-        elif self._first is not None:
-            self.earliest = len(text)
-        else:
+        elif self._first is None or self._lexer.position == self._line:
             self.earliest = max(0, self._lexer.position - len(self._prompt))
+        else:
+            self.earliest = len(text)
 
     def end(self, text: str) -> int:
         """Where `text` is cut if it ends here."""
@@ -83,6 +96,7 @@ class IndentCut:
                 return
 
     def _end_line(self, start: int) -> None:
+        self._line = start + 1
         if self._depth:
             return
         self._newlines += 1
@@ -90,17 +104,22 @@ class IndentCut:
             self.position = start - len(self._prompt)
         if start < len(self._prompt):
             if self._first is None:
-                self._block_may_be_over = self._last != ":"
-            elif self._first.start == self._line:
-                self._in_block = self._last == ":"
+                self._block_may_be_over = not self._opens
+            else:
+                self._find_block(opens=self._last == ":")
         self._first = None
-        self._line = start + 1
 
     def _take(self, token: Token) -> None:
         newlines, self._newlines = self._newlines, 0
+        if self._depth and token.start == self._line and token.text in ("def", "class"):
+            self._depth, self._first = 0, None  # a bracket was never closed
         if self._first is None:
             self._first = token
-            self._begin_line(token, newlines)
+            line = _Line(token.start - self._line, token.text)
+            if token.start < len(self._prompt):
+                self._begin_prompt_line(line)
+            elif not self._goes_on(line, token.kind == "comment" and newlines > 1):
+                self.position = token.start - len(self._prompt)
         self._block_may_be_over = False
         if token.kind == "comment":
             return
@@ -113,21 +132,40 @@ class IndentCut:
         if token.start + len(token.text) > len(self._prompt):
             self._wrote_code |= self._first.kind == "code" and self._first.text not in _IMPORTS
 
-    def _begin_line(self, token: Token, newlines: int) -> None:
-        text, in_prompt = token.text, token.start < len(self._prompt)
-        if token.start > self._line:
-            # A text that begins with an indented line goes on in a block that it does not show.
-            if in_prompt or not self._head:
-                self._in_block = True
-        elif in_prompt:
-            self._head, self._in_block = text, text in _COMPOUND
-        elif text in (")", "]", "}"):
-            pass  # of a bracket that is not in the prompt
-        elif self._in_block and text in _CONTINUATIONS and self._head in _CONTINUED:
-            pass
-        elif (self._in_block and not self._block_may_be_over) or (
-            token.kind == "comment" and self._wrote_code and newlines > 1
-        ):
-            self.position = token.start - len(self._prompt)
-        else:
-            self._head, self._in_block = text, text in _DEFINITIONS
+    def _begin_prompt_line(self, line: _Line) -> None:
+        while self._lines and line.width <= self._lines[-1].width:
+            self._lines.pop()
+        if line.width and not self._lines:
+            self._lines.append(_Line(0, ""))  # a block whose beginning is not in the text
+        self._lines.append(line)
+        self._find_block(opens=line.word in _COMPOUND)
+
+    def _find_block(self, opens: bool) -> None:
+        """Find the block that the prompt leaves open if its last line begins one, or does not."""
+        self._opens = opens
+        blocks = self._lines if opens else self._lines[:-1]
+        functions = [block for block in blocks if block.word in _FUNCTIONS]
+        self._head = [*functions, *blocks, _Line(0, "")][0]
+        self._in_block = bool(blocks)
+
+    def _goes_on(self, line: _Line, new_paragraph: bool) -> bool:
+        """Whether a line of the completion belongs to what it completes.
+
+        Args:
+            line: the line.
+            new_paragraph: it is a comment after a blank line.
+        """
+        if not self._lines:  # no code in the prompt
+            self._begin_prompt_line(line)
+            self._find_block(opens=False)
+        if line.width > self._head.width:
+            return True
+        if line.word in (")", "]", "}"):
+            return True  # of a bracket that is not in the prompt
+        if self._in_block and line.word in _CONTINUATIONS and self._head.word in _CONTINUED:
+            return True
+        over = self._in_block or line.width < self._head.width
+        if (over and not self._block_may_be_over) or (new_paragraph and self._wrote_code):
+            return False
+        self._head, self._in_block = line, line.word in _DEFINITIONS
+        return True
