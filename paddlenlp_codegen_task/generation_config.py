@@ -49,7 +49,10 @@ class GenerationConfig:
         stop: string, or list of them: the completion ends before the first occurrence of any.
         ignore_eos: never choose the end-of-text token.
         prompt_lookup: when one sequence runs alone, guess its next tokens from repetitions in the
-            prompt and the completion, and verify them in one step. It changes the speed only.
+            prompt and the completion, and verify them in one step. None: in fp32, where it changes
+            the speed only. In lower precisions a step of several tokens rounds so differently from
+            one of a single token that now and then another token is chosen, and how many tokens
+            are guessed depends on the time steps take: a seed then does not repeat exactly.
         prompt_overflow: what to do with a prompt that leaves no room for max_length tokens in the
             context: "error", or "truncate_left" to drop its beginning.
     """
@@ -73,7 +76,7 @@ class GenerationConfig:
     truncation: str | Sequence[str] | None = DEFAULT_TRUNCATION
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
-    prompt_lookup: bool = True
+    prompt_lookup: bool | None = None
     prompt_overflow: str = "error"
 
     def __post_init__(self) -> None:
@@ -108,8 +111,10 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None:
                 _integer(name, value, 1 if name == "best_of" else 0)
-        for name in ("output_scores", "ignore_eos", "prompt_lookup"):
+        for name in ("output_scores", "ignore_eos"):
             _boolean(name, getattr(self, name))
+        if self.prompt_lookup is not None:
+            _boolean("prompt_lookup", self.prompt_lookup)
         if self.best_of is not None:
             if self.decode_strategy != "sampling":
                 raise ValueError("best_of ranks samples: it needs decode_strategy='sampling'")

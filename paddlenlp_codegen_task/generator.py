@@ -345,7 +345,10 @@ class CodeGenerator:
             )
 
     def _new_drafter(self, config: GenerationConfig) -> Drafter | None:
-        lookup = PromptLookup() if config.prompt_lookup else None
+        wanted = config.prompt_lookup
+        if wanted is None:
+            wanted = self._model.precision == "fp32"
+        lookup = PromptLookup() if wanted else None
         if lookup and self._drafter:
             return FirstOf(lookup, self._drafter)
         return lookup or self._drafter

@@ -41,10 +41,12 @@ class LoadedModel:
     Attributes:
         name: as asked for, "builtin", or the folder's name.
         folder: the export it runs from; without a static graph, its checkpoint.
+        precision: what it runs in, never "auto".
     """
 
     name: str
     folder: Path
+    precision: str
     runtime: Runtime
     tokenizer: Tokenizer
 
@@ -110,7 +112,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
         if not options.static_mode:
             tokenizer = _checked_tokenizer(folder, config)
             eager = _load_eager(weights, device_id, options.threads, precision)
-            return LoadedModel(name, folder, eager, tokenizer)
+            return LoadedModel(name, folder, precision, eager, tokenizer)
 
         def build(draft: Path) -> None:
             _checked_tokenizer(folder, config)
@@ -135,9 +137,9 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
         )
         export = find_or_build(large_files=False)
         try:
-            return _open(name, export, load)
+            return _open(name, export, precision, load)
         except store.ExportError:  # a large file is damaged: build again
-            return _open(name, find_or_build(), load)
+            return _open(name, find_or_build(), precision, load)
 
 
 def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
@@ -174,7 +176,7 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
     load = _loader(engine_name, engine, config, device_id, precision, options)
-    return _open(folder.name, folder, load)
+    return _open(folder.name, folder, precision, load)
 
 
 def _loader(
@@ -196,7 +198,7 @@ def _loader(
     return load
 
 
-def _open(name: str, export: Path, load: Callable[[Path], Runtime]) -> LoadedModel:
+def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtime]) -> LoadedModel:
     """Load an export's graph, while threads read its tokenizer and check its large files."""
     with ThreadPoolExecutor(2) as pool:
         tokenizer = pool.submit(Tokenizer.from_folder, export)
@@ -208,7 +210,7 @@ def _open(name: str, export: Path, load: Callable[[Path], Runtime]) -> LoadedMod
             raise
         try:
             checked.result()
-            return LoadedModel(name, export, runtime, tokenizer.result())
+            return LoadedModel(name, export, precision, runtime, tokenizer.result())
         except BaseException:
             runtime.close()
             raise

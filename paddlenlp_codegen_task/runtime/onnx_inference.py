@@ -120,8 +120,8 @@ class OnnxRuntime:
         self._device = ("cpu", 0) if device_id is None else ("cuda", device_id)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        # Without VNNI, 8-bit products of unsigned by signed saturate at 16 bits: take the exact ones.
-        # On processors that have it this changes nothing.
+        # Without VNNI, 8-bit products of unsigned by signed saturate at 16 bits: take slower, exact
+        # ones. On processors that have it this changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:

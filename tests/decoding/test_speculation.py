@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
@@ -14,6 +15,7 @@ from fake_runtime import EOS, VOCAB, FakeRuntime, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import spread_tensors, write_model
+from safetensors.numpy import load_file, save_file
 from sampler_probe import sequence
 from scipy.stats import chisquare
 
@@ -23,6 +25,7 @@ from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
 from paddlenlp_codegen_task.decoding.sequence import Sequence
 from paddlenlp_codegen_task.decoding.speculation import MAX_DRAFT, DraftModel, Pace, PromptLookup
 from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.base import StepOutput
 
@@ -281,6 +284,39 @@ def test_a_draft_model_changes_no_completion(
                 assert len(counts) < 12  # it nearly always agrees with itself
     finally:
         del runtime.forward
+
+
+def test_a_draft_model_that_often_errs_changes_no_completion(
+    builtin: CodeGenerator, home_path: Path, tmp_path: Path
+):
+    folder = tmp_path / "noisy"
+    shutil.copytree(BUILTIN_FOLDER, folder)
+    tensors = load_file(folder / "model.safetensors")
+    noise = np.random.default_rng(0).normal(0, 0.02, tensors["lm_head.weight"].shape)
+    tensors["lm_head.weight"] = (tensors["lm_head.weight"] + noise).astype(np.float16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with CodeGenerator.from_pretrained(
+        "builtin", draft_model=folder, home_path=home_path, device="cpu", num_threads=1
+    ) as drafted:
+        drafted._scheduler._pace = pace = Always()
+        for options in OPTIONS:
+            options = {**options, "max_length": 50, "truncation": None, "prompt_lookup": False}
+            [[found]] = drafted.generate("def add(a, b):", **options)
+            [[plain]] = builtin.generate("def add(a, b):", **options)
+            assert found.token_ids == plain.token_ids
+        assert 0.1 < pace.kinds["draft model"].accepted < 0.95
+
+
+def test_by_default_prompts_are_looked_up_where_that_changes_no_token(
+    builtin: CodeGenerator, home_path: Path
+):
+    config = GenerationConfig()
+    assert builtin._new_drafter(config) is not None
+    with CodeGenerator.from_pretrained(
+        "builtin", precision="int8", home_path=home_path, device="cpu", num_threads=1
+    ) as rounded:
+        assert rounded._new_drafter(config) is None
+        assert rounded._new_drafter(GenerationConfig(prompt_lookup=True)) is not None
 
 
 def test_a_draft_model_has_the_same_vocabulary(tmp_path: Path, home_path: Path):
