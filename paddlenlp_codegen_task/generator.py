@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Prompts
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -170,7 +170,7 @@ class CodeGenerator:
             for at in range(0, len(finished), samples)
         ]
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, **options: Any) -> Generator[str, None, Completion]:
         """Complete one prompt, and yield the text piece by piece as soon as it is certain.
 
         The pieces joined are the text that `generate` gives: none of it is taken back, by
@@ -180,6 +180,10 @@ class CodeGenerator:
         Args:
             prompt: what to complete.
             **options: fields of GenerationConfig for this call; they must ask for one completion.
+
+        Returns:
+            A generator of the pieces; its own value, which `yield from` gives and StopIteration
+            holds, is the Completion.
 
         Raises:
             TypeError, ValueError: as `generate` does, when called.
@@ -194,10 +198,12 @@ class CodeGenerator:
             if (getattr(call.config, name) or 1) > 1:
                 raise ValueError(f"{name} must be 1 to stream, got {getattr(call.config, name)}")
         (sequence,) = self._sequences(call, 0)
-        return self._pieces(sequence)
+        return self._pieces(sequence, call.config)
 
-    def _pieces(self, sequence: Sequence) -> Iterator[str]:
-        """Run a sequence, and yield its text as it is settled."""
+    def _pieces(
+        self, sequence: Sequence, config: GenerationConfig
+    ) -> Generator[str, None, Completion]:
+        """Run a sequence, yield its text as it is settled, and return its completion."""
         shown, checker = 0, sequence.stop_checker
         for _ in self._steps(Job([sequence], 1)):
             text = checker.settled if sequence.finish_reason is None else checker.text
@@ -206,6 +212,7 @@ class CodeGenerator:
                 shown = len(text)
         if len(checker.text) > shown:  # other calls' steps have brought it to its end
             yield checker.text[shown:]
+        return completions([sequence], config)[0]
 
     def _run(self, job: Job, total: int, progress: bool | None) -> None:
         """Run a job to its end, with a bar on the way if one is wanted."""

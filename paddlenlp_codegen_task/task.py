@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import paddle
@@ -129,7 +129,7 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         scores = [[one.score for one in of_prompt] for of_prompt in completions]
         return texts if scores[0][0] is None else (texts, scores)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, **options: Any) -> Generator[str, None, Completion]:
         """Complete one prompt and yield the text piece by piece: `CodeGenerator.stream`."""
         return self._generator.stream(prompt, **options)
 

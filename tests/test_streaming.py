@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task import CodeGenerator, Completion
 
 PROMPTS = ["def hello_world():", "import os\n\n\ndef walk(path):\n", "# 你好", "class Stack:"]
 OPTIONS: list[dict[str, Any]] = [
@@ -26,8 +27,14 @@ def test_the_pieces_joined_are_the_text(
     builtin: CodeGenerator, prompt: str, options: dict[str, Any]
 ):
     options = {**options, "seed": 4, "max_length": 40}
-    pieces = list(builtin.stream(prompt, **options))
+    found: list[Completion] = []
+
+    def collect() -> Iterator[str]:
+        found.append((yield from builtin.stream(prompt, **options)))
+
+    pieces = list(collect())
     [[completion]] = builtin.generate(prompt, **options)
+    assert found == [completion]
     assert "".join(pieces) == completion.text
     assert all(pieces)
     if len(completion.text) > 40:
@@ -44,7 +51,7 @@ def test_closing_frees_the_slot_at_once(builtin: CodeGenerator, how: str):
     next(pieces)
     assert running(builtin) == 1
     if how == "close":
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
     del pieces
     gc.collect()
     assert running(builtin) == 0
