@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from paddlenlp_codegen_task.decoding.sampling import Sampler
@@ -55,13 +56,26 @@ class Call:
         return self.config.best_of or self.config.num_return_sequences
 
 
+class PromptTooLong(ValueError):
+    """A prompt of `tokens` tokens leaves no room for `max_length` more: only `room` fit."""
+
+    def __init__(self, number: int, tokens: int, max_length: int, room: int, context: int) -> None:
+        """Say so of the prompt with this number."""
+        self.tokens, self.max_length, self.room = tokens, max_length, room
+        super().__init__(
+            f"prompt {number} has {tokens} tokens, and with max_length {max_length} only {room} "
+            f"fit the context of {context}: shorten it, lower max_length, or pass "
+            "prompt_overflow='truncate_left'"
+        )
+
+
 def checked_size(name: str, value: Any, least: int) -> int:
     """Return `value`, an integer of at least `least`, or raise an error that names the option."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+    return int(value)
 
 
 def checked_progress(value: Any) -> bool | None:

@@ -94,7 +94,7 @@ class GenerationConfig:
         _number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
         _integer("num_beams", self.num_beams, 1)
         _number("length_penalty", self.length_penalty, "in [-10, 10]", lambda x: -10 <= x <= 10)
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
             )

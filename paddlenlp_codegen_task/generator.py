@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Prompts
@@ -14,6 +13,7 @@ from typing import Any
 from paddlenlp_codegen_task.calls import (
     Call,
     Completion,
+    PromptTooLong,
     checked_progress,
     checked_prompts,
     checked_size,
@@ -29,6 +29,7 @@ from paddlenlp_codegen_task.decoding.sequence import (
     random_generator,
     seen_tokens,
 )
+from paddlenlp_codegen_task.decoding.shared import SharedScheduler
 from paddlenlp_codegen_task.decoding.speculation import Drafter, DraftModel, FirstOf, PromptLookup
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig, check_option_names
@@ -57,13 +58,13 @@ class CodeGenerator:
         self._model = model
         self._defaults = defaults
         self._batch_size = batch_size
-        self._lock = threading.Lock()
         if draft_model is not None:
             _check_vocabulary(draft_model, model)
         self._draft_model = draft_model
         self._drafter = DraftModel(draft_model.runtime) if draft_model else None
         cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
-        self._scheduler = Scheduler(model.runtime, cache)
+        self._scheduler = Scheduler(model.runtime, cache, batch_size)
+        self._shared = SharedScheduler(self._scheduler)
 
     @classmethod
     def from_pretrained(
@@ -104,6 +105,8 @@ class CodeGenerator:
         batch_size = checked_size("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
         cache_bytes = checked_size("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
         draft = options.pop("draft_model", None)
+        if draft is not None and not (isinstance(draft, (str, os.PathLike)) and os.fspath(draft)):
+            raise TypeError(f"draft_model must be a model's name or a folder, got {draft!r}")
         where = {field.name for field in fields(LoadOptions)}
         load_options = LoadOptions(**{k: v for k, v in options.items() if k in where})
         defaults = GenerationConfig(**{k: v for k, v in options.items() if k not in where})
@@ -205,7 +208,7 @@ class CodeGenerator:
     ) -> Generator[str, None, Completion]:
         """Run a sequence, yield its text as it is settled, and return its completion."""
         shown, checker = 0, sequence.stop_checker
-        for _ in self._steps(Job([sequence], 1)):
+        for _ in self._shared.steps(Job([sequence], 1)):
             text = checker.settled if sequence.finish_reason is None else checker.text
             if len(text) > shown:
                 yield text[shown:]
@@ -217,43 +220,21 @@ class CodeGenerator:
     def _run(self, job: Job, total: int, progress: bool | None) -> None:
         """Run a job to its end, with a bar on the way if one is wanted."""
         if progress is False or (progress is None and total <= job.batch_size):
-            for _ in self._steps(job):
+            for _ in self._shared.steps(job):
                 pass
             return
         from tqdm import tqdm  # a bar is rare, and its import is not free
 
         start, shown, tokens = time.perf_counter(), 0, 0
         disable = None if progress is None else False  # None: unless it is a terminal
-        with tqdm(total=total, unit="completion", disable=disable) as bar:
-            for _ in self._steps(job):
+        with tqdm(total=total, unit="sequence", disable=disable) as bar:
+            for _ in self._shared.steps(job):
                 new = job.finished[shown:]
                 if new:
                     shown, tokens = shown + len(new), tokens + sum(len(o.token_ids) for o in new)
                     rate = tokens / (time.perf_counter() - start)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                     bar.update(len(new))
-
-    def _steps(self, job: Job) -> Iterator[None]:
-        """Run a job step by step, beside other threads' jobs; give it up if this is closed."""
-        with self._lock:
-            self._scheduler.submit(job)
-        try:
-            while not job.done:
-                with self._lock:
-                    if not job.done:  # another thread's step may have ended it
-                        self._scheduler.step()
-                if job.error is not None:
-                    raise job.error
-                yield
-        finally:
-            job.cancelled = True
-            # Whoever holds the lock is about to make a step, which frees the slots as well. It may
-            # be this very thread, if the garbage collector closes an iterator.
-            if self._lock.acquire(blocking=False):
-                try:
-                    self._scheduler.drop_cancelled()
-                finally:
-                    self._lock.release()
 
     def session(self, path: str | os.PathLike[str] | None = None) -> Session:
         """Start a session of several turns, or go on with one that was saved.
@@ -269,18 +250,22 @@ class CodeGenerator:
         """
         model = {"name": self.name, "sizes": asdict(self.config)}
         turns = [] if path is None else read_turns(path, model)
-        with self._lock:
+        with self._shared.holding():
             if self._scheduler.prefix_cache is None:
                 self._scheduler.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
 
         def complete(prompt: str, **options: Any) -> str:
-            return "".join(self.stream(prompt, **options))
+            one = {"num_return_sequences": 1, "best_of": None}  # whatever the generator's defaults
+            return "".join(self.stream(prompt, **{**one, **options}))
 
         return Session(complete, model, turns)
 
     def close(self) -> None:
-        """Free the model and its buffers; the generator cannot be used afterwards."""
-        with self._lock:
+        """Free the model and its buffers; what still runs ends with a RuntimeError."""
+        self._shared.close("this generator is closed")
+        with self._shared.holding():
+            if self._scheduler.prefix_cache is not None:
+                self._scheduler.prefix_cache.clear()
             self._model.runtime.close()
             if self._draft_model is not None:
                 self._draft_model.runtime.close()
@@ -310,11 +295,7 @@ class CodeGenerator:
             return token_ids
         if config.prompt_overflow == "truncate_left":
             return token_ids[-room:]
-        raise ValueError(
-            f"prompt {number} has {len(token_ids)} tokens, and with max_length "
-            f"{config.max_length} only {room} fit the context of {context}: shorten it, lower "
-            "max_length, or pass prompt_overflow='truncate_left'"
-        )
+        raise PromptTooLong(number, len(token_ids), config.max_length, room, context)
 
     def _checked(self, prompts: str | Prompts[str], options: dict[str, Any]) -> Call:
         """Check what is asked for, and encode the prompts."""

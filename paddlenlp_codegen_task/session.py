@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlenlp_codegen_task.calls import PromptTooLong, checked_size
+
 VERSION = 1  # of the file's format
 
 
@@ -71,7 +73,14 @@ class Session:
         before = self.text
         if before and not before.endswith("\n"):
             specification = "\n" + specification
-        program = self._complete(before + specification, **options)
+        try:
+            program = self._complete(before + specification, **options)
+        except PromptTooLong as error:
+            raise ValueError(
+                f"the session with this turn has {error.tokens} tokens, and with max_length "
+                f"{error.max_length} only {error.room} fit the model's context: rewind it, lower "
+                "max_length, or pass prompt_overflow='truncate_left'"
+            ) from None
         self.turns.append(Turn(specification, program))
         return program
 
@@ -81,7 +90,8 @@ class Session:
         Raises:
             ValueError: there are not so many.
         """
-        if not 1 <= turns <= len(self.turns):
+        checked_size("turns", turns, 1)
+        if turns > len(self.turns):
             raise ValueError(f"turns must be 1 to {len(self.turns)}, the turns so far, got {turns}")
         del self.turns[-turns:]
 
@@ -111,13 +121,15 @@ def read_turns(path: str | os.PathLike[str], model: dict[str, Any]) -> list[Turn
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         version, saved = content["version"], content["model"]
-        turns = [Turn(str(one["specification"]), str(one["program"])) for one in content["turns"]]
+        turns = [Turn(one["specification"], one["program"]) for one in content["turns"]]
+        if not all(isinstance(text, str) for turn in turns for text in asdict(turn).values()):
+            raise TypeError("a turn is not text")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"path: {os.fspath(path)} is not a saved session ({error!r})") from None
     if version != VERSION:
         raise ValueError(f"path: {os.fspath(path)} has format {version}, this package {VERSION}")
     if saved != model:
-        raise ValueError(
-            f"path: {os.fspath(path)} was saved with another model, {saved}; this is {model}"
-        )
+        names = [one.get("name") if isinstance(one, dict) else one for one in (saved, model)]
+        other = f"{names[0]}; this is {names[1]}" if names[0] != names[1] else "of other sizes"
+        raise ValueError(f"path: {os.fspath(path)} was saved with another model, {other}")
     return turns

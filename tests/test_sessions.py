@@ -87,6 +87,16 @@ def test_turns_add_up_to_the_text(builtin: CodeGenerator):
     assert session.text == ""
     with pytest.raises(ValueError, match="turns must be 1 to 0, the turns so far, got 1"):
         session.rewind()
+    for wrong in (1.0, "1", True):
+        with pytest.raises(TypeError, match="turns must be an integer"):
+            session.rewind(wrong)  # type: ignore[arg-type]
+
+
+def test_a_session_asks_for_one_completion_whatever_the_defaults_are(home_path: Path):
+    with CodeGenerator.from_pretrained(
+        "builtin", home_path=home_path, device="cpu", num_return_sequences=3, num_threads=1
+    ) as generator:
+        assert isinstance(generator.session().turn("x = 1", **OPTIONS), str)
 
 
 def test_a_saved_session_goes_on(builtin: CodeGenerator, tmp_path: Path):
@@ -104,7 +114,10 @@ def test_a_session_that_outgrows_the_context_is_still_usable(builtin: CodeGenera
     session = builtin.session()
     session.turn("x = 1", **OPTIONS)
     text = session.text
-    with pytest.raises(ValueError, match=r"has \d+ tokens, and with max_length 20 only 1004 fit"):
+    with pytest.raises(
+        ValueError,
+        match=r"the session with this turn has \d+ tokens, .* only 1004 fit .*: rewind it",
+    ):
         session.turn(LINES * 6, **OPTIONS)
     assert session.text == text
     with pytest.raises(TypeError, match="unknown option 'max_lenght'"):
@@ -120,7 +133,15 @@ def test_a_session_that_outgrows_the_context_is_still_usable(builtin: CodeGenera
     [
         ("{}", "is not a saved session"),
         ("not json", "is not a saved session"),
-        ('{"version": 1, "model": {"name": "x"}, "turns": []}', "saved with another model"),
+        (
+            '{"version": 1, "model": {"name": "x"}, "turns": []}',
+            "saved with another model, x; this is builtin$",
+        ),
+        ('{"version": 1, "model": {"name": "builtin"}, "turns": []}', "model, of other sizes$"),
+        (
+            '{"version": 1, "model": {}, "turns": [{"specification": "x", "program": null}]}',
+            "is not a saved session",
+        ),
         ('{"version": 9, "model": {}, "turns": []}', "has format 9, this package 1"),
         ('{"version": 1, "model": {}, "turns": [{"program": ""}]}', "is not a saved session"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,78 @@ def test_streams_of_many_threads(builtin: CodeGenerator):
         thread.join()
     assert [found[n] for n in range(len(PROMPTS))] == expected
     assert running(builtin) == 0
+
+
+@pytest.fixture
+def own(home_path: Path) -> Iterator[CodeGenerator]:
+    with CodeGenerator.from_pretrained(
+        "builtin", home_path=home_path, device="cpu", num_threads=1, prefix_cache_bytes=10_000_000
+    ) as generator:
+        yield generator
+
+
+LONG: dict[str, Any] = {"max_length": 40, "truncation": None, "ignore_eos": True}
+
+
+def test_a_step_of_another_call_that_fails_ends_this_one_with_its_error(
+    own: CodeGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    pieces, other = own.stream("x = 1\n", **LONG), own.stream("y = 2\n", **LONG)
+    next(pieces)
+    next(other)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own._model.runtime, "forward", fail)
+        with pytest.raises(MemoryError):
+            list(other)
+    with pytest.raises(MemoryError, match="no room"):
+        list(pieces)
+    assert own.generate("x = 1\n", **LONG)  # and the next call runs
+
+
+def test_closing_ends_what_runs(own: CodeGenerator):
+    streams = [own.stream("x = 1\n", seed=n, **LONG) for n in range(3)]
+    for pieces in streams:
+        next(pieces)
+    own.close()
+    streams[0].close()
+    for pieces in streams[1:]:
+        with pytest.raises(RuntimeError, match="this generator is closed"):
+            next(pieces)
+    with pytest.raises(RuntimeError, match="this generator is closed"):
+        own.generate("x = 1\n")
+    with pytest.raises(RuntimeError, match="this generator is closed"):
+        own.session().turn("x = 1\n")
+    assert own._scheduler.prefix_cache is not None
+    assert own._scheduler.prefix_cache.bytes == 0
+
+
+def test_streams_of_threads_share_steps(own: CodeGenerator, monkeypatch: pytest.MonkeyPatch):
+    rows: list[int] = []
+    forward = own._model.runtime.forward
+
+    def spy(slot: int, token_ids: Any, every: bool = False) -> Any:
+        rows.append(len(token_ids))
+        return forward(slot, token_ids, every)
+
+    monkeypatch.setattr(own._model.runtime, "forward", spy)
+    started = threading.Barrier(4)
+
+    def run(number: int) -> None:
+        pieces = own.stream("x = 1\n", seed=number, **LONG)
+        next(pieces)
+        started.wait()
+        list(pieces)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rows.count(4) > 25  # of about 40 steps
 
 
 @pytest.mark.parametrize(

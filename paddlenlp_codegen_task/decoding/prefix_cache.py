@@ -64,15 +64,15 @@ class PrefixCache:
             size = sum(part.nbytes for part in block)
             if (n + 1) * size > self.max_bytes:
                 break  # the end of a text is of no use without its beginning
+            while self.bytes + size > self.max_bytes:
+                _, oldest = self._blocks.popitem(last=False)
+                self.bytes -= sum(part.nbytes for part in oldest)
             self._blocks[key] = block
             self.bytes += size
         # A text's end goes before its beginning, without which it could not be found.
         for key in reversed(keys):
             if key in self._blocks:
                 self._blocks.move_to_end(key)
-        while self.bytes > self.max_bytes:
-            _, block = self._blocks.popitem(last=False)
-            self.bytes -= sum(part.nbytes for part in block)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -103,10 +103,12 @@ class Sampler:
         """What the model gives the tokens and the likeliest ones, before any option changes it."""
         log_probs = _log_softmax(output.logits())
         count = min(self._config.logprobs or 0, self._vocab_size)
-        best = np.argsort(-log_probs, axis=1, kind="stable")[:, :count] if count else None
+        if count <= output.candidate_ids.shape[1]:  # in order already; else the whole row is sorted
+            best = output.candidate_ids[:, :count]
+        else:
+            best = np.argsort(-log_probs, axis=1, kind="stable")[:, :count]
         for row, (sequence, token_id) in enumerate(zip(sequences, tokens, strict=True)):
-            ids = [] if best is None else best[row].tolist()
-            top = {one: float(log_probs[row, one]) for one in ids}
+            top = {int(one): float(log_probs[row, one]) for one in best[row]}
             sequence.log_probs.append((float(log_probs[row, token_id]), top))
 
     def _whole(self, output: StepOutput, sequences: Rows[Sequence]) -> Floats:

@@ -66,6 +66,11 @@ class Sequence:
     scores: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
+    def release(self) -> None:
+        """Give up what only a running sequence needs: a call may have a million of them."""
+        self.seen = np.zeros(0, bool)
+        self.drafter = None
+
     def append(self, token_id: int) -> None:
         """Take the next token, and finish if that decides the text."""
         if token_id == self.eos_token_id:

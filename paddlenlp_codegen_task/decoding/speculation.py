@@ -19,6 +19,8 @@ from paddlenlp_codegen_task.runtime.base import Runtime, decode, extend
 MAX_DRAFT = 15  # tokens; verified together with the one before them
 NGRAMS = (5, 4, 3, 2)  # lengths of the matches that prompt lookup looks for, in this order
 EXPLORE = 24  # steps until a kind of guess that did not pay is tried again; they double
+MAX_PATIENCE = 16 * EXPLORE  # what they double to at most: texts change
+PLAIN = (4, 64)  # steps with guesses until one without shows its time again: at first, and at most
 
 
 class Drafter(Protocol):
@@ -48,13 +50,15 @@ class Pace:
 
     plain_seconds: float = 0.0  # of a step of one token; 0 before the first
     row_seconds: float = 0.0  # that each token more adds to a step
+    guessed: int = 0  # steps with guesses since the last one without
+    plain_patience: int = PLAIN[0]  # of them until the next one without
     kinds: dict[str, _Kind] = field(default_factory=dict)
 
     def length(self, kind: str, room: int) -> int:
         """How many tokens of this kind to draft, 0 to min(room, MAX_DRAFT)."""
         known = self.kinds.setdefault(kind, _Kind())
-        if not self.plain_seconds:
-            return 0  # one step without shows what it costs
+        if not self.plain_seconds or self.guessed >= self.plain_patience:
+            return 0  # a step without shows what it costs
         best, best_rate = 0, 1 / self.plain_seconds
         expected = chance = 1.0
         for count in range(1, min(room, MAX_DRAFT) + 1):
@@ -67,12 +71,16 @@ class Pace:
         if best:
             known.idle, known.patience = 0, EXPLORE
         elif known.idle > known.patience and room > 0:
-            best, known.idle, known.patience = 1, 0, 2 * known.patience
+            best, known.idle, known.patience = 1, 0, min(2 * known.patience, MAX_PATIENCE)
         return best
 
     def note_plain(self, seconds: float) -> None:
         """A step of one token took this long."""
-        self.plain_seconds = _mean(self.plain_seconds or seconds, seconds, 0.1)
+        if self.guessed:
+            self.guessed, self.plain_patience = 0, min(2 * self.plain_patience, PLAIN[1])
+        before = self.plain_seconds or seconds
+        # The first steps may be many times slower than all that follow.
+        self.plain_seconds = _mean(before, seconds, 0.5 if seconds < before / 2 else 0.1)
 
     def note_draft(self, kind: str, drafted: int, seconds: float) -> None:
         """Guessing took this long."""
@@ -84,6 +92,7 @@ class Pace:
         known = self.kinds.setdefault(kind, _Kind())
         for n in range(min(accepted + 1, drafted)):
             known.accepted = _mean(known.accepted, float(n < accepted), 0.05)
+        self.guessed += 1
         row = max(seconds - self.plain_seconds, 0.0) / drafted
         self.row_seconds = _mean(self.row_seconds, row, 0.1)
 
@@ -145,6 +154,7 @@ class DraftModel:
         if not count:
             return kind, []
         kept = _common(self._held, tokens[:-1])
+        self._held = []  # if a step fails, what the slot holds may be anything
         if not kept:
             self._runtime.reset(1)
         self._runtime.cache.lengths[0] = kept

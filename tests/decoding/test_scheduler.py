@@ -255,3 +255,106 @@ def test_nothing_to_do():
     runtime = FakeRuntime(4)
     run(runtime, Job([], 4))
     assert runtime.calls == []
+
+
+def prefills(runtime: FakeRuntime) -> int:
+    """Rows of more than one token, in all steps."""
+    return sum(length > 1 for _, lengths in runtime.calls for length in lengths)
+
+
+@pytest.mark.parametrize("limit", [9, 1])
+def test_more_samples_than_slots_share_one_prefill(limit: int):
+    runtime = FakeRuntime(4)
+    job = Job(make([(6, limit)] * 2, 3, runtime, samples=16), 4)
+    run(runtime, job)
+    assert len(job.finished) == 32
+    for one in job.finished:
+        assert_as_alone(one)
+    assert prefills(runtime) == 2
+
+
+def test_samples_do_not_keep_their_slots_from_another_job():
+    runtime = FakeRuntime(4)
+    samples, other = (
+        Job(make([(6, 5)], 3, runtime, samples=40), 4),
+        Job(make([(5, 3)], 1, runtime), 1),
+    )
+    scheduler = Scheduler(runtime, batch_size=4)
+    scheduler.submit(samples)
+    scheduler.step()
+    scheduler.submit(other)
+    while not other.done:
+        scheduler.step()
+    assert len(samples.finished) < 12
+
+
+def test_jobs_of_one_sequence_share_a_batch():
+    runtime = FakeRuntime(8)
+    scheduler = Scheduler(runtime, batch_size=4)
+    jobs = [Job(make([(4, 20)], seed, runtime), 1) for seed in range(4)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.step()
+    assert [job.running for job in jobs] == [1] * 4
+    assert [len(lengths) for _, lengths in runtime.calls][-1] == 4
+
+
+def test_a_job_of_one_goes_before_the_rest_of_a_job_that_has_started_many():
+    runtime = FakeRuntime(16)
+    large = Job(make([(4, 3)] * 40, 0, runtime), 8)  # eight end in the same step
+    scheduler = Scheduler(runtime, batch_size=8)
+    scheduler.submit(large)
+    scheduler.step()
+    small = Job(make([(5, 3)], 1, runtime), 1)
+    scheduler.submit(small)
+    while not small.done:
+        scheduler.step()
+    assert len(large.finished) <= 16
+
+
+def test_beams_do_not_wait_for_all_of_a_large_job():
+    runtime = FakeRuntime(16)
+    lengths = [(4, 3 + n % 7) for n in range(60)]  # slots become free one by one
+    large = Job(make(lengths, 0, runtime), 8)
+    scheduler = Scheduler(runtime, batch_size=8)
+    scheduler.submit(large)
+    scheduler.step()
+    beams = Job(make([(5, 3)], 1, runtime, samples=4), 4, together=4)
+    scheduler.submit(beams)
+    while not beams.started:
+        scheduler.step()
+    assert len(large.finished) <= 16
+    while not (beams.done and large.done):
+        scheduler.step()
+
+
+def test_a_copy_that_fails_while_cancelling_ends_all_jobs(monkeypatch: pytest.MonkeyPatch):
+    runtime = FakeRuntime(4)
+    scheduler = Scheduler(runtime, batch_size=4)
+    jobs = [Job(make([(4, 20)], seed, runtime), 1) for seed in range(3)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.step()
+    jobs[0].cancelled = True
+
+    def fail(source: int, target: int) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "copy", fail)
+        with pytest.raises(MemoryError):
+            scheduler.drop_cancelled()
+    assert all(job.done for job in jobs)
+    assert isinstance(jobs[2].error, MemoryError)
+    after = Job(make([(4, 5)], 9, runtime), 1)
+    scheduler.submit(after)
+    while not after.done:
+        scheduler.step()
+    assert_as_alone(after.finished[0])
+
+
+def test_finished_sequences_are_small():
+    runtime = FakeRuntime(2)
+    job = Job(make([(4, 5)] * 4, 0, runtime), 2)
+    run(runtime, job)
+    assert all(one.seen.size == 0 and one.drafter is None for one in job.finished)

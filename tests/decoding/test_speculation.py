@@ -246,6 +246,54 @@ def test_prompt_lookup_changes_no_completion(
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
+def test_a_slow_first_step_is_not_believed_for_long():
+    pace = Pace()
+    pace.note_plain(10.0)
+    tokens, seconds = steps(pace, 0.1, 400, 0.5)
+    assert pace.plain_seconds == pytest.approx(1, rel=0.1)
+    tokens, seconds = steps(pace, 0.1, 1000, 0.5)
+    assert tokens / seconds > 0.95  # few guesses hold, and each costs half a step
+
+
+def test_guesses_that_begin_to_hold_are_found_after_any_time():
+    pace = Pace()
+    steps(pace, 0.0, 10_000, 0.05)
+    tokens, seconds = steps(pace, 0.95, 3000, 0.05)
+    assert tokens / seconds > 2
+
+
+class Failing:
+    """The runtime of a draft model, which fails once."""
+
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self.runtime, self.armed = runtime, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runtime, name)
+
+    def forward(self, *arguments: Any) -> StepOutput:
+        if self.armed:
+            self.armed = False
+            self.runtime.written.clear()
+            raise MemoryError("no room")
+        return self.runtime.forward(*arguments)
+
+
+def test_a_draft_model_whose_step_failed_starts_afresh():
+    failing = Failing(FakeRuntime(1))
+    drafter = DraftModel(failing)  # type: ignore[arg-type]
+    sampler = Sampler(GenerationConfig(decode_strategy="greedy_search"), EOS, VOCAB)
+    one = sequence(VOCAB, [3, 4, 5], sampler=sampler, eos_token_id=EOS, max_length=30)
+    pace = Always()
+    first = drafter.draft(one, pace, 4)
+    failing.armed = True
+    one.append(first[1][0])
+    with pytest.raises(MemoryError):
+        drafter.draft(one, pace, 4)
+    [_, again] = drafter.draft(one, pace, 3)
+    assert again == first[1][1:4]
+
+
 @pytest.fixture(scope="module", params=["same", "lookup too"])
 def drafted(request: pytest.FixtureRequest, home_path: Path) -> Iterator[CodeGenerator]:
     """The built-in model, drafting for itself."""
