@@ -45,7 +45,7 @@ class GenerationConfig:
             of its tokens after min_length and repetition_penalty.
         seed: makes a run repeat exactly, whatever else is in the batch; None for a new one.
         truncation: regex, or list of them: the completion ends before the first match, without
-            trailing blanks. None keeps all text.
+            trailing blanks; or the name of a preset, such as "python". None keeps all text.
         stop: string, or list of them: the completion ends before the first occurrence of any.
         ignore_eos: never choose the end-of-text token.
         prompt_lookup: when one sequence runs alone, guess its next tokens from repetitions in the

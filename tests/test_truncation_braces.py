@@ -84,6 +84,8 @@ class Foo : public Bar<T> {
 """,
     ),
     ("cpp", "auto f(int a) noexcept -> std::vector<int> {« return {a, 1}; }»\nint x;"),
+    ("cpp", "class A {\n  auto f() const -> const T& {« return t; }»\n  int x;\n};"),
+    ("cpp", "class A {\n  int f() && {« return 1; }»\n  int g() &;\n};"),
     ("cpp", "Foo& Foo::operator=(const Foo& o) {«\n  return *this;\n}»\n\nint x;"),
     ("cpp", "TEST(Foo, Bar) {«\n  EXPECT_EQ(1, 1);\n}»\n\nTEST(Foo, Baz) {}"),
     (
@@ -136,6 +138,34 @@ class Stack extends mixin(Base) {
 """,
     ),
     ("javascript", "const add = async (a, b) => {«\n  return a + b;\n};»\n\nconst x = 1;"),
+    ("javascript", "const f = function () {«\n  return this;\n}.bind(this);»\n\nrun();"),
+    ("javascript", "const fs = [function () {« return 1; }»,\n  function () {}];"),
+    (
+        "javascript",
+        r"""
+function escape(s) {«
+  const rules = [
+    [/{{/g, '('],
+    /`/,
+  ];
+  return s.replace(
+      /["'{]/g,
+      (x) => typeof x && /}/.test(x)
+        ? /{/ : x
+        / 2 / 3);
+}»
+
+escape('');
+""",
+    ),
+    # A function with a name, within the one around a module or a test.
+    ("javascript", "(function () {\n  function f(a) {« return () => { g(a); }; }»\n  f();\n})();"),
+    ("javascript", "(() => {\n  let a = 1\n  async function f(a) {« if (a) { b(); } }»\n})();"),
+    ("javascript", "$(function () {\n  $.fn.x = function () {«\n    y();\n  };»\n  z();\n});"),
+    ("javascript", "define(['a'], (a) => {\n  const f = async (b) => {« b(); };»\n  f();\n});"),
+    ("javascript", "define({}, function () {\n  return {\n    f: function () {« }»,\n  };\n});"),
+    ("javascript", "test('a', () => {\n  use(function done() {« x(); });\n});»\nrun();"),
+    ("javascript", "function f() {\n  const g = () => {« return 1; };\n  return g;\n}»\nf();"),
     ("javascript", "module.exports = {\n  a: 1,\n  run(x) {« return { x }; }»,\n  stop() {}\n};"),
     ("javascript", "module.exports = {\n  run: function (x) {« if (x) {} }»,\n};"),
     ("javascript", "const o = {\n  f: (x) => {« return x; }»,\n};"),
@@ -143,6 +173,8 @@ class Stack extends mixin(Base) {
     ("javascript", "app.get('/', (req, res) => {«\n  res.send(1);\n});»\n\napp.listen(80);"),
     ("javascript", "setTimeout(function () {« tick(); }, 100);»\nrun();"),
     ("javascript", "(function ($) {«\n  'use strict';\n})(jQuery);»\nrun();"),
+    ("javascript", "useEffect(() => {«\n  run();\n}, [a, b]);»\nrun();"),
+    ("javascript", "fetch(a).then((b) => {« return b; }).catch(log).then(run)»\nrun()"),
     ("javascript", "const html = `<p>${xs.map((x) => {« return x; })»}</p>`;\nrun();"),
     (
         "go",
@@ -192,6 +224,7 @@ int h(void) {
     ("c", "struct point {«\n  int x;\n};»\n\nint f(void) {"),
     ("c", "typedef struct node {«\n  int x;\n} Node, *NodePtr;»\n\nint f(void) {"),
     ("c", "typedef enum { RED,« GREEN } color;»\n\nint f(void) {"),
+    ("c", "struct a {«\n  int x;\n} __attribute__((packed)), b[2];»\n\nint f(void) {"),
     ("c", "int sizes[] = {« 1, 2 };\nint f(void) { return 1; }»\n\nint g(void) {"),
     ("c", "/* Don't {« } */\nint f() { return 1; }»\nint g"),
     ("cpp", "class A {\n  int x_{0};\n«  int x() const& override { return x_; }»\n  int y();"),
@@ -209,6 +242,7 @@ int h(void) {
     ("java", "interface A {«\n  int f();\n  int g();\n}»\n\nclass B {"),
     ("java", "class A {«\n  int x;\n\n\n  void f() { }»\n  int y;"),
     ("java", "class A {«\n  B b = new B() {\n    int c() { return 1; }\n  };»\n  int y;"),
+    ("java", "class A {«\n  B b = new B() {\n    int c() { return 1; }\n  }.d();»\n  int y;"),
     ("java", "record P(int x) {«\n}»\n\nclass B {"),
     ("java", "record P(«int x) {\n  int f() { return x; }\n}»\nclass B {"),
     (
@@ -263,6 +297,12 @@ func f() {
 """,
     ),
     ("go", "type Point struct {«\n\tx int\n}»\n\nfunc f() {"),
+    # Tables of tests.
+    ("go", "var a = []struct {« x int }{\n\t{1},\n}\n\nfunc f() {\n}»\nvar b"),
+    ("go", "// a\n«var a = []struct{ x int }{{1}}\n\nfunc f() {\n}»\nvar b"),
+    ("go", 'var a = map[string]func() int{«\n\t"b": c,\n}\n\nfunc f() {\n}»\nvar b'),
+    ("go", "var a = []b{{func() {}, []int{« 1}}}\n\nfunc f() {\n}»\nvar c"),
+    ("go", "var a = b(func() struct{} {«\n\treturn c\n})»\nvar b"),
     # Code that never opens a function ends at two blank lines.
     ("c", "#define A 1«\n\n\n\nint x;\n\nint y;»\n\n\nint z;"),
     ("javascript", "const x =« 5;\n\nrun(x);»\n\n\nrun();"),
@@ -272,7 +312,10 @@ func f() {
 FRAGMENTS = [
     ("javascript", "if (a) {« b(); } else if (c) { d(); }\nelse { e(); }»\nrun();"),
     ("javascript", "try {« a(); } catch (e) { b(); } finally { c(); }»\nrun();"),
+    ("javascript", "try {« a(); } catch { b(); }»\nrun();"),
     ("javascript", "if (a) {« b(); }»\n\nelsewhere();"),
+    ("javascript", "if (a) {« b(); }» c();"),
+    ("java", "    try (A a = b()) {«\n      c();\n    } catch (E e) {\n    }»\n    x();"),
     ("java", "    if (x > 0) {«\n      return 1;\n    } catch (E e) {\n    }»\n    x();"),
     ("go", "if err := f(); err != nil {«\n\treturn err\n}»\nfoo()"),
     ("go", "for {« x() }»\nfoo()"),

@@ -10,13 +10,18 @@ from paddlenlp_codegen_task.truncation.languages import Language
 from paddlenlp_codegen_task.truncation.lexer import Lexer, Token
 
 # After these a brace holds values: an initialiser, an object, an argument.
-_VALUE = re.compile(r"[=,:;?&|+({\[]$|^(?!.*\boperator\b).*=\s*\(\)$")
-_CONTINUED = re.compile(r"\b(?:if\b.*|catch\s*\(\)|else|try)$")
+_VALUE = re.compile(r"[=,:;?&|+({\[]$")
+_CONTINUED = re.compile(r"\b(?:if|else|try|catch)\b")
 _CONTINUATION = re.compile(r"\s*(?:else|catch|finally)\b")
 _MAYBE_CONTINUATION = re.compile(r"\s*[a-z]*")
-# What belongs to the closed block: `} Point;`, `})();`.
-_TAIL = re.compile(r"[\w \t,*]*;|\([\w$., ]*\);?")
-_MAYBE_TAIL = re.compile(r"[\w \t,*]*|\([\w$., ]*\)?")
+# What belongs to the closed block: `} Point;`, `} __attribute__((packed));`, `})();`,
+# `}.bind(this)`.
+_NAMES = r"[\w \t,*\[\]]*"
+_TAIL = re.compile(
+    rf"{_NAMES}(?:__attribute__[ \t]*\(\([\w, ()]*\)\){_NAMES})?;"
+    r"|(?:(?:\.\w+)?\([\w$., ]*\))+;?"
+)
+_MAYBE_TAIL = re.compile(r"[\w$ \t,.*()\[\]]*")
 
 _OPENING = {")": "(", "]": "["}
 # Long enough for any header, and bounds what a text without semicolons costs.
@@ -43,10 +48,10 @@ class _Block(NamedTuple):
 class BraceCut:
     """Where a completion's function ends; see `cut.Cut`.
 
-    That is after the brace that closes the outermost function which the prompt left open, or else
-    the first one in the completion, together with any bracket that the completion opened around
-    it; or a class which the prompt left open. Two blank lines after some code, outside brackets,
-    end the completion too.
+    That is after the brace that closes the outermost function which the prompt left open (of those
+    within callbacks, `Language.nested` ones), or else the first one in the completion, together
+    with any bracket that the completion opened around it; or a class which the prompt left open.
+    Two blank lines after some code, outside brackets, end the completion too.
     """
 
     def __init__(self, language: Language, prompt: str) -> None:
@@ -128,7 +133,7 @@ class BraceCut:
         if token.kind == "literal":
             self._append('""')
         elif text in ("(", "[", "{", "${"):
-            kind = self._kind(text)
+            kind = self._kind(text, token.start)
             self._block = _Block(text, kind, token.start, self._header, self._block)
             self._begin(text)
         elif text in (")", "]", "}"):
@@ -143,7 +148,8 @@ class BraceCut:
 
     def _begin(self, separator: str) -> None:
         """Begin the next header; among values, `separator` tells that one follows."""
-        values = self._block is not None and self._block.kind is _Kind.OTHER
+        block = self._block
+        values = block is not None and (block.kind is _Kind.OTHER or block.bracket != "{")
         self._header = separator if values else ""
 
     def _end_line(self, start: int) -> None:
@@ -166,15 +172,30 @@ class BraceCut:
         elif directive == "endif" and self._branches:
             self._branches.pop()
 
-    def _kind(self, bracket: str) -> _Kind:
-        if self._block and self._block.kind in (_Kind.FUNCTION, _Kind.WITHIN):
-            return _Kind.WITHIN
+    def _kind(self, bracket: str, start: int) -> _Kind:
         header = self._header.strip()
-        if bracket != "{" or _VALUE.search(header):
+        if self._block and self._block.kind in (_Kind.FUNCTION, _Kind.WITHIN):
+            in_prompt = bracket == "{" and start < len(self._prompt)
+            if in_prompt and self._language.nested.search(header) and self._in_callback():
+                return _Kind.FUNCTION
+            return _Kind.WITHIN
+        if bracket != "{":
             return _Kind.OTHER
         if self._language.function.search(header):
             return _Kind.FUNCTION
-        return _Kind.CONTAINER if self._language.container.search(header) else _Kind.OTHER
+        if _VALUE.search(header) or not self._language.container.search(header):
+            return _Kind.OTHER
+        return _Kind.CONTAINER
+
+    def _in_callback(self) -> bool:
+        """Whether all functions around are arguments, or called at once."""
+        block = self._block
+        while block:
+            parent = block.parent
+            if block.kind is _Kind.FUNCTION and not (parent and parent.bracket == "("):
+                return False
+            block = parent
+        return True
 
     def _close(self, bracket: str, end: int) -> None:
         block = self._block
@@ -190,7 +211,7 @@ class BraceCut:
             self._end_at(end, "")  # of a block whose beginning is not in the prompt
             return
         self._block = block.parent
-        if bracket != "}":
+        if bracket != "}" or self._language.newline_ends:
             self._append(block.header + block.bracket + bracket)
         if block.bracket == "${":
             self._lexer.resume_template()
@@ -205,7 +226,7 @@ class BraceCut:
         """The bracket around a function that is the completion's, or a call's: `on(x, () => {`."""
         block = function
         while (parent := block.parent) and (
-            parent.start >= len(self._prompt) or parent.bracket in _OPENING.values()
+            parent.start >= len(self._prompt) or parent.bracket == "("
         ):
             block = parent
         return block

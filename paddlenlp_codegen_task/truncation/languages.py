@@ -24,24 +24,26 @@ class Language:
     """A language with braces.
 
     A brace's header is the code since the brace or semicolon before it, with `()`, `[]` and `""`
-    in place of brackets and literals with all they hold.
+    in place of brackets and literals with all they hold. Where `newline_ends`, a `}` does not
+    begin a new one: `{}` is in it, too.
 
     Attributes:
         syntax: tells code from comments and literals.
         function: regex found in the header of a block that runs: a function, a loop.
         container: regex found in the header of a block that holds declarations: a class.
         newline_ends: a line break outside brackets ends a statement.
+        nested: regex found in the header of a function that is one even within a callback.
     """
 
     syntax: Syntax
     function: re.Pattern[str]
     container: re.Pattern[str]
     newline_ends: bool = False
+    nested: re.Pattern[str] = re.compile("(?!)")
 
 
-# Headers of other blocks that run; "" is that of a bare block, and of the body in
-# `func f() interface{} {` or `A() : b{1} {`.
-_STATEMENT = r"^$|\b(?:do|else|finally|static|try)$"
+# Headers of other blocks that run; "" is that of a bare block, and of the body in `A() : b{1} {`.
+_STATEMENT = r"^$|\b(?:catch|do|else|finally|static|try)$"
 
 
 def _syntax(spans: Sequence[Span], special: str = "") -> Syntax:
@@ -62,10 +64,12 @@ _C_SPANS = [
     quoted("'", r"(?<!\d)'"),
 ]
 # Qualifiers or a return type may follow the parentheses. A constructor's `b{1}` is told from its
-# body by the word before the brace.
+# body by the word before the brace, the value `= (struct point){1}` from `operator=() {` by name.
+_C_PARAMETERS = r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$"
 _C_FUNCTION = _regex(
-    r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$",
-    r"\)[^=]*->[^=]*$",
+    rf"^(?!.*=\s*\(\)$).*{_C_PARAMETERS}",
+    rf"\boperator\b.*{_C_PARAMETERS}",
+    r"\)(?=[^=]*$).*->",
     _STATEMENT,
 )
 _C_CONTAINER = _regex(r"\b(?:class|struct|union|enum|namespace|extern)\b")
@@ -102,8 +106,11 @@ JAVA = Language(
     _regex(r"\b(?:class|interface|enum|record)\b"),
 )
 
-# A slash begins a regular expression where an operand is due.
-_JS_OPERAND = r"(?<=[=(,:\[!&|?;{])|(?<=[=(,:\[!&|?;{]\s)|(?<==>\s)|(?<=return\s)"
+# A slash begins a regular expression where an operand is due. A lookbehind has a fixed width, so
+# there is one for each number of blanks, such as those that indent an argument.
+_JS_OPERAND = r"(?=/)(?:(?<==>\s)|(?<=return\s)|{})".format(
+    "|".join(rf"(?<=[=(,:\[!&|?;{{]\s{{{blanks}}})" for blanks in range(32))
+)
 # In a set such as `[/]` a slash does not end it. What is longer than 200 is taken for no set, lest
 # it be read again with each piece that comes.
 _JS_IN_SET = r"(?:[^\]\\\n]|\\[^\n])"
@@ -115,7 +122,7 @@ JAVASCRIPT = Language(
             BLOCK_COMMENT,
             Span(
                 "literal",
-                rf"(?:{_JS_OPERAND})/(?=[^/*])",
+                rf"{_JS_OPERAND}/(?=[^/*])",
                 rf"(?:[^/\\\[\n]+|\\[^\n]|{_JS_SET})*(/|(?=\n))?",
             ),
             quoted('"'),
@@ -126,6 +133,12 @@ JAVASCRIPT = Language(
     ),
     _regex(r"^(?!.*\bclass\b).*(?:\)|=>)$", _STATEMENT),
     _regex(r"\bclass\b"),
+    # A module is often a function, called at once, around those that have a name.
+    nested=_regex(
+        r"(?:^|[^(,\s]\s+)(?:async\s+)?function\s*\*?\s*[\w$]+\s*\(\)$",
+        r"[=:]\s*(?:async\s+)?function\s*\*?\s*(?:[\w$]+\s*)?\(\)$",
+        r"(?<!=)=\s*(?:async\s*)?(?:\(\)|[\w$]+)\s*=>$",
+    ),
 )
 
 GO = Language(
@@ -139,8 +152,12 @@ GO = Language(
         ],
         "`",
     ),
-    # The first brace in `func f() interface{} {` is not the body's.
-    _regex(r"\b(?:func|if|for|switch|select|else)\b(?!.*\b(?:struct|interface)$)", "^$"),
+    # The first brace in `func f() interface{} {` is not the body's; `[]func(){` begins a value, and
+    # so does the second brace in `{f: func() {}, sizes: []int{`.
+    _regex(
+        r"(?<!\])\bfunc\b[^,:]*(?<!\bstruct)(?<!\binterface)$",
+        r"\b(?:if|for|switch|select|else)\b(?!.*\b(?:struct|interface)$)",
+    ),
     _regex(r"\btype\b.*\b(?:struct|interface)$"),
     newline_ends=True,
 )
