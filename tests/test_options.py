@@ -49,7 +49,9 @@ def test_logprobs_are_those_of_the_reference(builtin: CodeGenerator):
 
 
 def test_scores_without_penalties_are_the_mean_log_probability(builtin: CodeGenerator):
-    options = {**OPTIONS, "repetition_penalty": 1.0, "ignore_eos": False, "logprobs": 0}
+    # So few tokens that none is the end of text, whose log-probability is in the score alone.
+    plainly = {"repetition_penalty": 1.0, "ignore_eos": False, "max_length": 4}
+    options = {**OPTIONS, **plainly, "logprobs": 0}
     [[completion]] = builtin.generate(PROMPT, output_scores=True, **options)
     assert completion.finish_reason == "length"
     assert completion.score == pytest.approx(mean_log_prob(completion), abs=1e-5)
