@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
+from paddlenlp_codegen_task.decoding.sampling import Sampler
 from paddlenlp_codegen_task.decoding.sequence import Advancer, Sequence
 from paddlenlp_codegen_task.decoding.speculation import Drafter, Pace
 from paddlenlp_codegen_task.runtime.base import (
@@ -223,15 +224,8 @@ class Scheduler:
         drafted = time.perf_counter()
         length = self._runtime.cache.lengths[0]
         output = self._runtime.forward(0, [[sequence.token_ids[-1], *draft]], every=True)
-        count = 0  # tokens of the draft that were right
-        while True:
-            row = output.take([count]) if draft else output
-            sequence.sampler.advance(row, [sequence])
-            if count == len(draft) or sequence.finish_reason:
-                break
-            if sequence.token_ids[-1] != draft[count]:
-                break
-            count += 1
+        assert isinstance(sequence.sampler, Sampler), "beams are not drafted"
+        count = sequence.sampler.verify(output, sequence, draft)
         self._runtime.cache.lengths[0] = length + count + 1  # what follows was wrong
         seconds = time.perf_counter() - drafted
         if draft:

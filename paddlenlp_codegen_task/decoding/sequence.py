@@ -50,6 +50,7 @@ class Sequence:
         scores: of each token chosen, if they were asked for: its log-probability as PaddleNLP
             counts it (`Sampler`).
         finish_reason: "stop" (truncation matched), "eos" or "length"; None while it runs.
+        drawn: random numbers that were looked at before their turn.
     """
 
     number: int
@@ -65,6 +66,17 @@ class Sequence:
     log_probs: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    drawn: list[float] = field(default_factory=list)
+
+    def draw(self) -> float:
+        """Take the next random number, uniform in [0, 1)."""
+        return self.drawn.pop(0) if self.drawn else self.generator.random()
+
+    def next_draws(self, count: int) -> list[float]:
+        """The numbers that the next `draw`s will give."""
+        while len(self.drawn) < count:
+            self.drawn.append(self.generator.random())
+        return self.drawn[:count]
 
     def release(self) -> None:
         """Give up what only a running sequence needs: a call may have a million of them."""

@@ -161,6 +161,7 @@ class DraftModel:
         shadow = replace(
             sequence,
             generator=copy.deepcopy(sequence.generator),
+            drawn=list(sequence.drawn),
             seen=sequence.seen.copy(),
             token_ids=list(sequence.token_ids),
             log_probs=[],

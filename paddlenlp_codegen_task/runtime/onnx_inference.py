@@ -147,7 +147,8 @@ class OnnxRuntime:
         self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
         self._bound: tuple[int, int] | None = None
-        self._outputs = 0  # rows of logits that are bound
+        self._outputs: dict[int, dict[str, Any]] = {}  # by their rows
+        self._bound_rows = 0  # of outputs
         # With CUDA graphs: a step for each number of rows and capacity, until the buffers change.
         self._steps: dict[tuple[int, int], FixedStep] | None = {} if cuda_graph else None
         self._steps_made = 0
@@ -175,17 +176,19 @@ class OnnxRuntime:
         }
         if self._steps is not None and slot == 0 and padded.shape[1] == 1:
             outputs = self._fixed_step(rows).run(self._session, **inputs)
-            candidates, candidate_ids, logits = (outputs[name] for name in _OUTPUTS)
         else:
             self._bind(slot, rows, len(last))
             inputs["total_length"] = np.asarray(totals.max(), np.int32)
             for name, value in inputs.items():
                 self._binding.bind_cpu_input(name, value)
             self._session.run_with_iobinding(self._binding, self._run_options)
-            candidates, candidate_ids, logits = self._binding.get_outputs()[-3:]
+            # Kept by us: get_outputs() would wrap every KV buffer anew, at each step.
+            outputs = self._outputs[len(last)]
+        candidates, candidate_ids, logits = (outputs[name] for name in _OUTPUTS)
         for row, tokens in enumerate(token_ids):
             self.cache.lengths[slot + row] += len(tokens)
-        return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
+        # numpy() shows memory that the next step writes to.
+        return StepOutput(candidates.numpy().copy(), candidate_ids.numpy().copy(), logits.numpy)
 
     def copy(self, source: int, target: int) -> None:
         """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
@@ -237,6 +240,7 @@ class OnnxRuntime:
     def clear(self) -> None:
         """Free the buffers; new ones are allocated when they are needed."""
         self._buffers.clear()
+        self._outputs.clear()
         self.cache.reset(0)
         self._unbind()
 
@@ -247,17 +251,33 @@ class OnnxRuntime:
             self._steps.clear()
 
     def _bind(self, slot: int, rows: int, outputs: int) -> None:
-        """Prepare steps of consecutive slots, whose outputs are wherever ONNX Runtime puts them."""
+        """Prepare steps of consecutive slots with so many rows of outputs."""
         if self._bound != (slot, rows):
             self._binding = self._bound_caches(slot, rows)
             self._bound = slot, rows
-        elif self._outputs == outputs:
+        elif self._bound_rows == outputs:
             return
-        # Where ONNX Runtime has put them once has their shape.
-        for name in ("candidates", "candidate_ids"):
-            self._binding.bind_output(name, "cpu")
-        self._binding.bind_output("logits", *self._device)
-        self._outputs = outputs
+        if outputs not in self._outputs:
+            devices = (("cpu", 0), ("cpu", 0), self._device)
+            self._outputs[outputs] = {
+                name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, *device)
+                for (name, (shape, dtype)), device in zip(
+                    self._output_shapes(outputs).items(), devices, strict=True
+                )
+            }
+        for name, value in self._outputs[outputs].items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._bound_rows = outputs
+
+    def _output_shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of the graph's outputs but the caches, as _OUTPUTS orders them."""
+        vocab_size = self.config.vocab_size
+        count = min(NUM_CANDIDATES, vocab_size)
+        return {
+            "candidates": ((rows, count), np.float32),
+            "candidate_ids": ((rows, count), np.int64),
+            "logits": ((rows, vocab_size), np.float32),
+        }
 
     def _fixed_step(self, rows: int) -> FixedStep:
         """The decode step of the first slots that is captured as a CUDA graph."""
@@ -265,18 +285,12 @@ class OnnxRuntime:
         key = rows, self.cache.capacity
         if key not in self._steps:
             self._steps_made += 1
-            vocab_size = self.config.vocab_size
-            count = min(NUM_CANDIDATES, vocab_size)
             self._steps[key] = FixedStep(
                 self._bound_caches(0, rows),
                 self._device,
                 rows,
                 self.cache.capacity,
-                {
-                    "candidates": ((rows, count), np.float32),
-                    "candidate_ids": ((rows, count), np.int64),
-                    "logits": ((rows, vocab_size), np.float32),
-                },
+                self._output_shapes(rows),
                 str(self._steps_made),
             )
         return self._steps[key]

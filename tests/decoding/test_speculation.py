@@ -51,14 +51,9 @@ class Oracle:
         return "oracle", found[: max(room, 0)]
 
 
-class Greedy:
-    """Takes the one token that the fake runtime offers."""
-
-    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> list[tuple[int, int]]:
-        for one, [token] in zip(sequences, output.candidate_ids.tolist(), strict=True):
-            assert token == next_token([*one.prompt_ids, *one.token_ids])
-            one.append(token)
-        return []
+GREEDY = Sampler(
+    GenerationConfig(decode_strategy="greedy_search", repetition_penalty=1.0), EOS, VOCAB
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -72,7 +67,7 @@ def test_a_draft_is_taken_as_far_as_it_is_right(
     right: int, wrong: int, prompt: list[int], max_length: int
 ):
     runtime = FakeRuntime(1)
-    one = sequence(VOCAB, prompt, sampler=Greedy(), eos_token_id=EOS, max_length=max_length)
+    one = sequence(VOCAB, prompt, sampler=GREEDY, eos_token_id=EOS, max_length=max_length)
     one.drafter = Oracle(right, wrong)
     scheduler, job = Scheduler(runtime), Job([one], 1)
     scheduler.submit(job)
@@ -91,9 +86,7 @@ def test_a_draft_is_taken_as_far_as_it_is_right(
 
 def test_two_sequences_are_not_drafted():
     runtime = FakeRuntime(2)
-    pair = [
-        sequence(VOCAB, [1, n], sampler=Greedy(), eos_token_id=EOS, max_length=9) for n in (2, 3)
-    ]
+    pair = [sequence(VOCAB, [1, n], sampler=GREEDY, eos_token_id=EOS, max_length=9) for n in (2, 3)]
     for one in pair:
         one.drafter = Oracle(3, 0)
     scheduler, job = Scheduler(runtime), Job(pair, 2)
