@@ -34,9 +34,9 @@ benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done)
 	$(BIN)/python benchmarks/report.py $$(ls benchmarks/results/compare-*.json | tail -1) \
 	  --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
 
-# Corpus, vocabulary, training, packaging, evaluation: each goes on from what the one before left in
-# WORK, and training from its last checkpoint or, where there is none, from the packaged model that START
-# names, to MINUTES in all. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
+# Corpus, vocabulary, training, refinement, packaging, evaluation: each goes on from what the one before
+# left in WORK, and training from its last checkpoint or, where there is none, from the packaged model
+# that START names, to MINUTES in all. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
 WORK ?= build/training
 MINUTES ?= 180
 START ?=
@@ -50,10 +50,13 @@ train: $(VENV)/dev.done
 	$(if $(START),test -f $(WORK)/run/log.csv || cp training/log.csv $(WORK)/run)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/train.py $(WORK)/data $(WORK)/run --minutes $(MINUTES) \
 	  $(if $(START),--start $(START))
-	$(BIN)/python training/package.py $(WORK)/run/checkpoint.pt $(WORK)/data paddlenlp_codegen_task/builtin
+	$(BIN)/python training/refine.py $(WORK)/run/checkpoint.pt $(WORK)/corpus $(WORK)/data $(WORK)/refined
+	$(BIN)/python training/package.py $(WORK)/refined/checkpoint.pt $(WORK)/data \
+	  paddlenlp_codegen_task/builtin
 	cp $(WORK)/run/log.csv training/log.csv
+	cp $(WORK)/refined/log.csv training/refined.csv
 	$(BIN)/python training/evaluate.py paddlenlp_codegen_task/builtin $(WORK)/corpus $(WORK)/data \
-	  $(WORK)/wheels --checkpoint $(WORK)/run/checkpoint.pt
+	  $(WORK)/wheels --checkpoint $(WORK)/refined/checkpoint.pt
 	$(BIN)/python training/card.py
 
 $(VENV)/run.done: setup.py

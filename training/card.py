@@ -1,7 +1,7 @@
 """Show what evaluate.py and train.py recorded in docs/builtin_model.md and its Chinese twin.
 
 Replaces what stands between `<!-- evaluation -->` and `<!-- end of evaluation -->` of both pages,
-and draws the loss curve from train.py's log.csv.
+and draws the loss curve from train.py's log.csv beside the rewards of refine.py's.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from evaluate import RECORD
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-LOG = RECORD.with_name("log.csv")
+LOG, REFINED = RECORD.with_name("log.csv"), RECORD.with_name("refined.csv")
 PLOT = DOCS / "plots" / "training.svg"
 PAGES = {"en": DOCS / "builtin_model.md", "cn": DOCS / "builtin_model_cn.md"}
 BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
@@ -112,14 +112,20 @@ def evaluation(record: dict[str, Any], words: dict[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def draw(log: Path, file: Path) -> None:
-    """Training and validation loss over the tokens seen."""
+def rows_of(log: Path) -> list[dict[str, str]]:
+    with open(log, encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def draw(log: Path, refined: Path, file: Path) -> None:
+    """Training and validation loss over the tokens seen; the rewards of refinement."""
     import matplotlib.pyplot as plt  # slow to import, and needed for this alone
 
-    with open(log, encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = rows_of(log)
     plt.rcParams["svg.hashsalt"] = "builtin"  # the same picture from the same log
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, (axis, right) = plt.subplots(
+        1, 2, figsize=(10, 4.5), width_ratios=(2, 1), layout="constrained"
+    )
     millions = [int(row["tokens"]) / 1e6 for row in rows]
     axis.plot(millions, [float(row["loss"]) for row in rows], lw=0.8, alpha=0.6, label="training")
     held_out = [
@@ -129,8 +135,14 @@ def draw(log: Path, file: Path) -> None:
     axis.set_xlabel("million tokens")
     axis.set_ylabel("nats a token")
     axis.set_ylim(top=6)
-    axis.grid(alpha=0.3)
     axis.legend()
+    played = rows_of(refined)
+    rounds = [int(row["round"]) for row in played]
+    right.plot(rounds, [100 * float(row["reward"]) for row in played], "-o", ms=3)
+    right.set_xlabel("round of refinement")
+    right.set_ylabel("rewarded completions of training headers (%)")
+    for one in (axis, right):
+        one.grid(alpha=0.3)
     figure.savefig(file, metadata={"Date": None})
 
 
@@ -138,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--record", type=Path, default=RECORD, help="of evaluate.py")
     parser.add_argument("--log", type=Path, default=LOG, help="of train.py")
+    parser.add_argument("--refined", type=Path, default=REFINED, help="of refine.py")
     options = parser.parse_args()
     record = json.loads(options.record.read_text(encoding="utf-8"))
     for language, page in PAGES.items():
@@ -145,7 +158,7 @@ def main() -> None:
         _, after = rest.split(END)
         text = evaluation(record, WORDS[language])
         page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    draw(options.log, PLOT)
+    draw(options.log, options.refined, PLOT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from model import LAYER_NORM_EPSILON, CodeGen, Shape, to_hugging_face
@@ -65,28 +66,35 @@ def check(folder: Path, ours: CodeGen) -> None:
     print(f"largest difference of a logit from transformers': {difference:.1e}")
 
 
+def write(folder: Path, state: dict[str, Any], tokenizer: Path) -> None:
+    """Write a checkpoint's model into an empty folder, as transformers names and expects it."""
+    shape = Shape(**state["shape"])
+    half = {name: tensor.half() for name, tensor in state["weights"].items()}
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer / name, folder / name)
+    end_of_text = CodeGenTokenizer.from_pretrained(folder).eos_token_id
+    config_of(shape, end_of_text).save_pretrained(folder)
+    # "format" is what transformers and paddlenlp look at before they trust the layout; the others
+    # are what `train.py --start` reads.
+    metadata = {"format": "pt", **{n: str(state[n]) for n in ("step", "tokens", "elapsed")}}
+    save_file(to_hugging_face(half, shape), folder / "model.safetensors", metadata)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train.py or refine.py")
     parser.add_argument("tokenizer", type=Path, help="folder of tokenizer.py")
     parser.add_argument("out", type=Path, help="folder to write, replaced if it is there")
     options = parser.parse_args()
 
     state = torch.load(options.checkpoint, weights_only=False)
     shape = Shape(**state["shape"])
-    half = {name: tensor.half() for name, tensor in state["weights"].items()}
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(options.tokenizer / name, partial / name)
-    end_of_text = CodeGenTokenizer.from_pretrained(partial).eos_token_id
-    config_of(shape, end_of_text).save_pretrained(partial)
-    # "format" is what transformers and paddlenlp look at before they trust the layout; the others
-    # are what `train.py --start` reads.
-    metadata = {"format": "pt", **{n: str(state[n]) for n in ("step", "tokens", "elapsed")}}
-    save_file(to_hugging_face(half, shape), partial / "model.safetensors", metadata)
-    (partial / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+    write(partial, state, options.tokenizer)
+    half = {name: tensor.half() for name, tensor in state["weights"].items()}
     parameters = sum(tensor.numel() for tensor in half.values()) / 1e6
     readme = README.format(parameters=parameters, tokens=state["tokens"] / 1e6, **state["shape"])
     (partial / "README.md").write_text(readme, encoding="utf-8")
