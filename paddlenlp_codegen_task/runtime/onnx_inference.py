@@ -258,6 +258,8 @@ class OnnxRuntime:
         elif self._bound_rows == outputs:
             return
         if outputs not in self._outputs:
+            # Those of one row are kept, as drafts come between; of 64 rows, logits are megabytes.
+            self._outputs = {n: one for n, one in self._outputs.items() if n == 1}
             devices = (("cpu", 0), ("cpu", 0), self._device)
             self._outputs[outputs] = {
                 name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, *device)
