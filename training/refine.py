@@ -7,7 +7,7 @@ the round's mean reward as baseline) makes what was rewarded likelier, and the r
 Every step also learns ordinary windows of the corpus, so that the model keeps what it knows.
 
 Held-out packages take no part. Writes a checkpoint that package.py reads, and a log beside it; goes
-on from the last round in its folder.
+on from the last round in its folder, unless that was of another training checkpoint.
 """
 
 import argparse
@@ -159,8 +159,12 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.out / "checkpoint.pt", options.out / "log.csv"
-    begun = checkpoint.exists()
-    state = torch.load(checkpoint if begun else options.checkpoint, weights_only=False)
+    state = torch.load(options.checkpoint, weights_only=False)
+    trained, begun = state["step"], False
+    if checkpoint.exists():
+        earlier = torch.load(checkpoint, weights_only=False)
+        begun = earlier["trained"] == trained  # else it refines a checkpoint that is out of date
+        state = earlier if begun else state
     shape = Shape(**state["shape"])
     model = CodeGen(shape)
     optimizer = Optimizer(model, weight_decay=0.0)
@@ -180,9 +184,9 @@ def main() -> None:
     prompts = prompts_of(options.corpus, random.Random(options.seed))
     counts = {name: state[name] for name in ("elapsed", "step", "tokens")}
 
-    with open(log, "a", newline="", encoding="utf-8") as file:
+    with open(log, "a" if begun else "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        if file.tell() == 0:
+        if not begun:
             out.writerow(("round", "seconds", "reward", "tokens_a_completion", "steps", "loss"))
         for number in range(first, options.rounds):
             start, chance = time.monotonic(), random.Random(f"{options.seed} {number}")
@@ -207,7 +211,7 @@ def main() -> None:
             row = (number + 1, f"{counts['elapsed']:.0f}", f"{reward:.4f}", f"{size:.1f}")
             out.writerow((*row, len(losses), f"{np.mean(losses):.4f}"))
             file.flush()
-            played = {"round": number + 1, "shape": state["shape"], **counts}
+            played = {"round": number + 1, "trained": trained, "shape": state["shape"], **counts}
             save(checkpoint, {**played, **optimizer.state()})
 
 

@@ -52,6 +52,7 @@ class Sampler:
         self._config = config
         self._eos_token_id = eos_token_id
         self._vocab_size = vocab_size
+        self._notes = config.output_scores or (config.logprobs, config.best_of) != (None, None)
         self._greedy = config.decode_strategy != "sampling"
         self._top_k = 1 if self._greedy else min(config.top_k or vocab_size, vocab_size)
         self._top_p = 1.0 if self._greedy else config.top_p
@@ -74,7 +75,8 @@ class Sampler:
             for one in sequences
         ]
         tokens = self._choose(output, contexts)
-        self._note(output, contexts, sequences, tokens)
+        if self._notes:
+            self._note(output, contexts, sequences, tokens)
         return tokens
 
     def verify(self, output: StepOutput, sequence: Sequence, draft: Rows[int]) -> int:
@@ -108,8 +110,9 @@ class Sampler:
             if sequence.finish_reason or count == len(draft) or tokens[count] != draft[count]:
                 break
             count += 1
-        used = count + 1
-        self._note(output.take(range(used)), contexts[:used], [sequence] * used, tokens[:used])
+        if self._notes:
+            used = count + 1
+            self._note(output.take(range(used)), contexts[:used], [sequence] * used, tokens[:used])
         return count
 
     def _choose(self, output: StepOutput, contexts: Rows[_Context]) -> list[int]:
@@ -149,7 +152,7 @@ class Sampler:
         sequences: Rows[Sequence],
         tokens: Rows[int],
     ) -> None:
-        """Note what the tokens' probabilities are, if that is asked for."""
+        """Note what the tokens' probabilities are, as far as that is asked for."""
         if self._config.logprobs is not None or self._config.best_of is not None:
             self._note_log_probs(output, sequences, tokens)
         if self._config.output_scores:

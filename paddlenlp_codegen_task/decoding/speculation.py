@@ -17,7 +17,7 @@ from paddlenlp_codegen_task.decoding.sequence import Sequence
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, extend
 
 MAX_DRAFT = 15  # tokens; verified together with the one before them
-NGRAMS = (5, 4, 3, 2)  # lengths of the matches that prompt lookup looks for, in this order
+NGRAMS = (6, 4, 2)  # lengths of the matches that prompt lookup looks for, in this order
 EXPLORE = 24  # steps until a kind of guess that did not pay is tried again; they double
 MAX_PATIENCE = 16 * EXPLORE  # what they double to at most: texts change
 PLAIN = (4, 64)  # steps with guesses until one without shows its time again: at first, and at most
