@@ -105,32 +105,47 @@ class PromptLookup:
     """Guesses that what followed the last few tokens before follows them again.
 
     Looks for the longest of NGRAMS that occurs earlier in the prompt or the completion, and takes
-    what came after its latest occurrence (https://github.com/apoorvumang/prompt-lookup-decoding).
+    what came after its latest occurrence (https://github.com/apoorvumang/prompt-lookup-decoding);
+    then the same again, the guess included, so that a loop of any period goes on.
     """
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram to where its latest occurrence ends
+        self._next: dict[tuple[int, ...], int] = {}  # n-gram to what followed it the last time
 
     def draft(self, sequence: Sequence, pace: Pace, room: int) -> tuple[str, list[int]]:
         """See Drafter."""
         if not self._tokens:  # only now: a sequence that never runs alone needs no index
             self._extend(sequence.prompt_ids)
         self._extend(sequence.token_ids[len(self._tokens) - len(sequence.prompt_ids) :])
+        recent = self._tokens[-NGRAMS[0] :]
+        n, token_id = self._match(recent)
+        if token_id is None:
+            return "", []
+        kind, drafted = f"{n}-gram", []
+        for _ in range(pace.length(kind, room)):
+            drafted.append(token_id)
+            recent.append(token_id)
+            _, token_id = self._match(recent)
+            if token_id is None:
+                break
+        return kind, drafted
+
+    def _match(self, recent: list[int]) -> tuple[int, int | None]:
+        """The longest n-gram at the end of `recent` that is known, and what followed it."""
         for n in NGRAMS:
-            end = self._ends.get(tuple(self._tokens[-n:]))
-            if end is not None:
-                kind = f"{n}-gram"
-                return kind, self._tokens[end : end + pace.length(kind, room)]
-        return "", []
+            token_id = self._next.get(tuple(recent[-n:]))
+            if token_id is not None:
+                return n, token_id
+        return 0, None
 
     def _extend(self, token_ids: TokenIds[int]) -> None:
-        """Append tokens, and note the n-grams that end before each: never the last ones."""
+        """Append tokens, and note what follows the n-grams that end before each."""
         for token_id in token_ids:
             end = len(self._tokens)
             for n in NGRAMS:
                 if n <= end:
-                    self._ends[tuple(self._tokens[end - n :])] = end
+                    self._next[tuple(self._tokens[end - n :])] = token_id
             self._tokens.append(token_id)
 
 

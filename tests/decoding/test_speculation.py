@@ -103,11 +103,13 @@ def lookup(
 
 def test_prompt_lookup():
     assert lookup([1, 2, 3]) == ("", [])
-    assert lookup([1, 2, 3, 4, 1, 2]) == ("2-gram", [3, 4, 1, 2])
+    assert lookup([1, 2, 3, 4, 1, 2], room=5) == ("2-gram", [3, 4, 1, 2, 3])
     assert lookup([1, 2, 3, 4, 1], [2], room=1) == ("2-gram", [3])
     assert lookup([7, 9, 1, 2, 3, 8, 1, 2, 4, 7, 9, 1, 2])[1][0] == 3  # the longest match
     assert lookup([1, 2, 3, 1, 2, 4, 1, 2])[1][0] == 4  # of equal ones the latest
-    assert lookup([5, 5, 5, 5])[1] == [5]  # overlapping
+    assert lookup([5, 5, 5, 5], room=7)[1] == [5] * 7  # a loop goes on
+    assert lookup([1, 2, 3, 4, 5, 6, 7, 2, 3], [4, 9, 2, 3], room=4)[1] == [4, 9, 2, 3]
+    assert lookup([1, 2, 8, 3, 1, 2, 8], room=9)[1] == [3, 1, 2, 8, 3, 1, 2, 8, 3]
 
 
 def test_prompt_lookup_follows_what_is_generated():
@@ -115,7 +117,7 @@ def test_prompt_lookup_follows_what_is_generated():
     assert drafter.draft(one, Always(), 9)[1] == []
     for token in (7, 1, 2):
         one.append(token)
-    assert drafter.draft(one, Always(), 9) == ("2-gram", [3, 7, 1, 2])
+    assert drafter.draft(one, Always(), 5) == ("2-gram", [3, 7, 1, 2, 3])
 
 
 def steps(pace: Pace, accepted: float, rounds: int, row: float, seed: int = 0) -> tuple[int, float]:
