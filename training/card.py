@@ -140,6 +140,7 @@ def draw(log: Path, refined: Path, file: Path) -> None:
     rounds = [int(row["round"]) for row in played]
     right.plot(rounds, [100 * float(row["reward"]) for row in played], "-o", ms=3)
     right.set_xlabel("round of refinement")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_ylabel("rewarded completions of training headers (%)")
     for one in (axis, right):
         one.grid(alpha=0.3)
