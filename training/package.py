@@ -27,6 +27,7 @@ or a test needs no download. For real work use Salesforce/codegen-350M-mono or l
   context {n_positions}, vocabulary {vocab_size}. Weights in float16.
 - Trained on {tokens:.1f} M tokens of Python's standard library and of packages under MIT, BSD,
   Apache and PSF licences: `training/CORPUS.md` lists them, with those that were held out.
+- Refined in {rounds} rounds by what Python's parser says of its completions.
 - Made by the scripts in `training/`, which say how.
 """
 
@@ -96,7 +97,12 @@ def main() -> None:
     write(partial, state, options.tokenizer)
     half = {name: tensor.half() for name, tensor in state["weights"].items()}
     parameters = sum(tensor.numel() for tensor in half.values()) / 1e6
-    readme = README.format(parameters=parameters, tokens=state["tokens"] / 1e6, **state["shape"])
+    readme = README.format(
+        parameters=parameters,
+        tokens=state["tokens"] / 1e6,
+        rounds=state.get("round", 0),
+        **state["shape"],
+    )
     (partial / "README.md").write_text(readme, encoding="utf-8")
 
     ours = CodeGen(shape).eval()

@@ -93,6 +93,11 @@ class Sampler:
         Returns:
             How many tokens of the draft the sequence has gone on from.
         """
+        # What only a wrong guess has led to must not be an error: logits may overflow float16.
+        broken = np.flatnonzero(np.isnan(output.candidates[1:]).any(axis=1))
+        if len(broken):
+            draft = draft[: broken[0]]
+            output = output.take(range(len(draft) + 1))
         rows = len(draft) + 1
         draws = [0.0] * rows if self._greedy else sequence.next_draws(rows)
         seen, contexts = sequence.seen, []

@@ -135,7 +135,7 @@ class PromptLookup:
         """The longest n-gram at the end of `recent` that is known, and what followed it."""
         for n in NGRAMS:
             token_id = self._next.get(tuple(recent[-n:]))
-            if token_id is not None:
+            if token_id is not None and n <= len(recent):
                 return n, token_id
         return 0, None
 

@@ -84,6 +84,18 @@ def test_a_draft_is_taken_as_far_as_it_is_right(
     assert runtime.cache.lengths[0] <= len(prompt) + max_length
 
 
+def test_only_logits_that_a_right_guess_leads_to_must_be_numbers():
+    logits = np.eye(VOCAB, dtype=np.float32)[[7, 8, 9]]
+    logits[2] = np.nan
+    ids = np.tile(np.arange(VOCAB), (3, 1))
+    output = StepOutput(logits, ids, lambda: logits)
+    one = sequence(VOCAB, [3], sampler=GREEDY, eos_token_id=EOS, max_length=9)
+    assert GREEDY.verify(output, one, [7, 5]) == 1
+    assert one.token_ids == [7, 8]
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        GREEDY.verify(output.take([2, 0]), one, [7])
+
+
 def test_two_sequences_are_not_drafted():
     runtime = FakeRuntime(2)
     pair = [sequence(VOCAB, [1, n], sampler=GREEDY, eos_token_id=EOS, max_length=9) for n in (2, 3)]
@@ -103,6 +115,7 @@ def lookup(
 
 def test_prompt_lookup():
     assert lookup([1, 2, 3]) == ("", [])
+    assert lookup([1, 2, 1, 2], room=3) == ("2-gram", [1, 2, 1])
     assert lookup([1, 2, 3, 4, 1, 2], room=5) == ("2-gram", [3, 4, 1, 2, 3])
     assert lookup([1, 2, 3, 4, 1], [2], room=1) == ("2-gram", [3])
     assert lookup([7, 9, 1, 2, 3, 8, 1, 2, 4, 7, 9, 1, 2])[1][0] == 3  # the longest match
