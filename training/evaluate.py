@@ -66,7 +66,7 @@ def bits(
         "xz_archive": xz_archive_bits(files),
     }
     if checkpoint is not None:
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint, weights_only=True)
         weights = to_hugging_face(state["weights"], Shape(**state["shape"]))
         found["model_float32"] = model_bits(str(folder), files, weights)
         found |= {name: state[name] for name in ("tokens", "step", "elapsed")}

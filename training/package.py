@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write, replaced if it is there")
     options = parser.parse_args()
 
-    state = torch.load(options.checkpoint, weights_only=False)
+    state = torch.load(options.checkpoint, weights_only=True)
     shape = Shape(**state["shape"])
     partial = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from completions import Header, headers_in, parses
+from completions import Header, has_body, headers_in
 from cut import is_stub
 from model import CodeGen, Shape
 from optimizer import Optimizer
@@ -34,11 +34,11 @@ from train import save
 from windows import Mixture
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.generation_config import GenerationConfig
 
 LENGTHS = (192, 384)  # tokens of a prompt and its completion; rows of one step have one length
-NEW_TOKENS = 128  # of the package's defaults
-MAX_PROMPT = LENGTHS[-1] - NEW_TOKENS  # tokens
-TEMPERATURE = 0.6  # of the package's defaults
+DEFAULTS = GenerationConfig()
+MAX_PROMPT = LENGTHS[-1] - DEFAULTS.max_length  # tokens
 BARE = 0.4  # share of the prompts that have no docstring
 ROW_TOKENS = 3072  # of the rows of a step, prompts and padding included
 COMPLETION_TOKENS = 400  # of these, about: what the policy's loss is a mean over
@@ -75,7 +75,7 @@ def prompts_of(corpus: Path, chance: random.Random) -> list[str]:
 
 def reward_of(prompt: str, completion: str, ended: bool) -> float:
     """1 if the completion ends, and its function parses and does something; else 0."""
-    if not ended or not completion.strip() or not parses(prompt + completion):
+    if not ended or not has_body(prompt, completion):
         return 0.0
     first = ast.parse(prompt + completion).body[0]
     is_function = isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -140,7 +140,7 @@ def surrogate(model: CodeGen, ids: Tensor, weights: Tensor) -> Tensor:
 
     At the temperature of sampling; its top_k and repetition penalty are left out.
     """
-    logits = model(ids[:, :-1]).flatten(0, 1).float() / TEMPERATURE
+    logits = model(ids[:, :-1]).flatten(0, 1).float() / DEFAULTS.temperature
     losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / COMPLETION_TOKENS
 
@@ -159,10 +159,10 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.out / "checkpoint.pt", options.out / "log.csv"
-    state = torch.load(options.checkpoint, weights_only=False)
+    state = torch.load(options.checkpoint, weights_only=True)
     trained, begun = state["step"], False
     if checkpoint.exists():
-        earlier = torch.load(checkpoint, weights_only=False)
+        earlier = torch.load(checkpoint, weights_only=True)
         begun = earlier["trained"] == trained  # else it refines a checkpoint that is out of date
         state = earlier if begun else state
     shape = Shape(**state["shape"])

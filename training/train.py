@@ -149,7 +149,7 @@ def main() -> None:
         elapsed, step, tokens = behind["elapsed"], int(behind["step"]), int(behind["tokens"])
         first = step
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint, weights_only=True)
         optimizer.load(state)
         mixture.load(state["mixture"])
         elapsed, step, tokens = state["elapsed"], state["step"], state["tokens"]
