@@ -6,10 +6,10 @@
 # Paddle 2.6 exports zlib symbols of its own; Python's zlib has to be loaded before it.
 import zlib  # noqa: F401
 
-from paddlenlp_codegen_task.calls import Completion
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.registry import register, register_on_import
+from paddlenlp_codegen_task.requests import Completion
 
 __all__ = ["CodeGenerator", "Completion", "GenerationConfig", "register"]
 

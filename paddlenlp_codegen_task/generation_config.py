@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
 
 DECODE_STRATEGIES = ("sampling", "greedy_search", "beam_search")
 PROMPT_OVERFLOW = ("error", "truncate_left")
+EarlyStopping = bool | Literal["never"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class GenerationConfig:
         min_p: sample among the tokens at least this share as likely as the likeliest; in [0, 1).
         repetition_penalty: divides (negative: multiplies) the logit of every token already in the
             prompt or the completion; 1 for none (https://arxiv.org/abs/1909.05858).
+        presence_penalty: taken from the logit of every token that the completion already has, in
+            [-2, 2]: OpenAI's (https://platform.openai.com/docs/api-reference/completions).
+        frequency_penalty: the same, as often as the completion has the token.
+        logit_bias: token id to what is added to its logit.
+        suppress_tokens: ids of tokens never to choose.
         num_beams: beams of beam search, which run at once whatever batch_size is.
         length_penalty: a hypothesis' score is the sum of its log-probabilities divided by its
             length to this power: above 0 favours long ones, below 0 short ones.
@@ -65,9 +71,13 @@ class GenerationConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    suppress_tokens: Sequence[int] = ()
     num_beams: int = 4
     length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: EarlyStopping = False
     num_return_sequences: int = 1
     best_of: int | None = None
     logprobs: int | None = None
@@ -80,37 +90,38 @@ class GenerationConfig:
     prompt_overflow: str = "error"
 
     def __post_init__(self) -> None:
-        _integer("max_length", self.max_length, 1)
-        _integer("min_length", self.min_length, 0)
+        self._integer("max_length", 1)
+        self._integer("min_length", 0)
         if self.min_length > self.max_length:
             raise ValueError(
                 f"min_length ({self.min_length}) must not be above max_length ({self.max_length})"
             )
         _choice("decode_strategy", self.decode_strategy, DECODE_STRATEGIES)
-        _number("temperature", self.temperature, "above 0", lambda x: x > 0)
-        _integer("top_k", self.top_k, 0)
-        _number("top_p", self.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
-        _number("min_p", self.min_p, "in [0, 1)", lambda x: 0 <= x < 1)
-        _number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
-        _integer("num_beams", self.num_beams, 1)
-        _number("length_penalty", self.length_penalty, "in [-10, 10]", lambda x: -10 <= x <= 10)
+        self._number("temperature", "above 0", lambda x: x > 0)
+        self._integer("top_k", 0)
+        self._number("top_p", "in (0, 1]", lambda x: 0 < x <= 1)
+        self._number("min_p", "in [0, 1)", lambda x: 0 <= x < 1)
+        self._number("repetition_penalty", "above 0", lambda x: x > 0)
+        self._number("presence_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
+        self._number("frequency_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
+        self._integer("num_beams", 1)
+        self._number("length_penalty", "in [-10, 10]", lambda x: -10 <= x <= 10)
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
             )
-        _integer("num_return_sequences", self.num_return_sequences, 1)
-        if self.decode_strategy == "beam_search":
-            if self.num_return_sequences > self.num_beams:
-                raise ValueError(
-                    f"num_return_sequences ({self.num_return_sequences}) must not be above "
-                    f"num_beams ({self.num_beams})"
-                )
-            if self.logprobs is not None:
-                raise ValueError("logprobs needs decode_strategy='sampling' or 'greedy_search'")
+        self._integer("num_return_sequences", 1)
+        most = self.num_beams if self.decode_strategy == "beam_search" else math.inf
+        if self.num_return_sequences > most:
+            raise ValueError(
+                f"num_return_sequences ({self.num_return_sequences}) must not be above "
+                f"num_beams ({self.num_beams})"
+            )
         for name in ("best_of", "logprobs", "seed"):
-            value = getattr(self, name)
-            if value is not None:
-                _integer(name, value, 1 if name == "best_of" else 0)
+            if getattr(self, name) is not None:
+                self._integer(name, 1 if name == "best_of" else 0)
         for name in ("output_scores", "ignore_eos"):
             _boolean(name, getattr(self, name))
         if self.prompt_lookup is not None:
@@ -125,6 +136,17 @@ class GenerationConfig:
                 )
         _choice("prompt_overflow", self.prompt_overflow, PROMPT_OVERFLOW)
         Truncator(self.truncation, self.stop)  # compiles, or says why not
+
+    def _integer(self, name: str, least: int) -> None:
+        """Check an integer, and have it as one of Python's, whatever kind it was."""
+        object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
+
+    def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        """Check a number, and have it as a float: fractions and huge integers break numpy."""
+        value = _float(name, getattr(self, name), expected)
+        if not holds(value):
+            raise ValueError(f"{name} must be {expected}, got {value}")
+        object.__setattr__(self, name, value)
 
     def with_options(self, options: dict[str, Any]) -> GenerationConfig:
         """Return a copy with some fields replaced.
@@ -154,11 +176,13 @@ def check_option_names(options: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"unknown option {name!r}; {hint}")
 
 
-def _integer(name: str, value: Any, least: int) -> None:
+def checked_integer(name: str, value: Any, least: int) -> int:
+    """Return `value`, an integer of at least `least`, or raise an error that names the option."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if int(value) < least:
+    if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
 
 
 def _boolean(name: str, value: Any) -> None:
@@ -166,11 +190,36 @@ def _boolean(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def _number(name: str, value: Any, expected: str, holds: Any) -> None:
+def _float(name: str, value: Any, expected: str) -> float:
+    """Return `value`, a finite number, or raise an error that names the option."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or not holds(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be {expected}, got {value}")
+    return number
+
+
+def _biases(value: Any) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"logit_bias must map token ids to numbers, got {value!r}")
+    return {
+        checked_integer("logit_bias: a token id", token_id, 0): _float(
+            "logit_bias: a bias", bias, "a finite number"
+        )
+        for token_id, bias in value.items()
+    }
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"suppress_tokens must be a list of token ids, got {value!r}")
+    return tuple(checked_integer("suppress_tokens: a token id", one, 0) for one in value)
 
 
 def _choice(name: str, value: Any, allowed: Sequence[str]) -> None:

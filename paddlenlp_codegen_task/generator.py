@@ -4,47 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as Prompts
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from paddlenlp_codegen_task.calls import (
-    Call,
-    Completion,
-    PromptTooLong,
-    checked_progress,
-    checked_prompts,
-    checked_size,
-    completions,
-)
-from paddlenlp_codegen_task.decoding.beams import BeamSampler
+from paddlenlp_codegen_task.decoding.events import Failed, Finished, Forward, Text
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.decoding.sampling import Sampler
-from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
-from paddlenlp_codegen_task.decoding.sequence import (
-    Advancer,
-    Sequence,
-    random_generator,
-    seen_tokens,
+from paddlenlp_codegen_task.decoding.request import Drafter, Request
+from paddlenlp_codegen_task.decoding.scheduler import Scheduler
+from paddlenlp_codegen_task.decoding.speculation import DraftModel, PromptLookup
+from paddlenlp_codegen_task.engine import Engine, Mailbox
+from paddlenlp_codegen_task.generation_config import (
+    GenerationConfig,
+    check_option_names,
+    checked_integer,
 )
-from paddlenlp_codegen_task.decoding.shared import SharedScheduler
-from paddlenlp_codegen_task.decoding.speculation import Drafter, DraftModel, FirstOf, PromptLookup
-from paddlenlp_codegen_task.decoding.stopping import StopChecker
-from paddlenlp_codegen_task.generation_config import GenerationConfig, check_option_names
 from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_export, load_model
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+from paddlenlp_codegen_task.requests import Call, Completion, checked_progress, checked_prompts
+from paddlenlp_codegen_task.runtime import device
 from paddlenlp_codegen_task.session import Session, read_turns
-from paddlenlp_codegen_task.truncation import Truncator
 
 DEFAULT_BATCH_SIZE = 8
 SESSION_CACHE_BYTES = 1 << 30  # of the prefix cache that a session turns on if there is none
+UNREAD_PIECES = 256  # of a stream, at which it waits for its reader
 
 
 class CodeGenerator:
-    """Completes code with a CodeGen model. Threads may share one: what they ask runs together."""
+    """Completes code with a CodeGen model.
+
+    One thread of its own runs the model; any number of threads may ask, and what they ask runs
+    together.
+    """
 
     def __init__(
         self,
@@ -53,6 +47,7 @@ class CodeGenerator:
         batch_size: int,
         prefix_cache_bytes: int = 0,
         draft_model: LoadedModel | None = None,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         """Wrap a loaded model; `from_pretrained` and `from_export` load one."""
         self._model = model
@@ -60,11 +55,15 @@ class CodeGenerator:
         self._batch_size = batch_size
         if draft_model is not None:
             _check_vocabulary(draft_model, model)
-        self._draft_model = draft_model
         self._drafter = DraftModel(draft_model.runtime) if draft_model else None
+        if kv_cache_bytes is None:
+            free = device.free_bytes(model.runtime.device_id)
+            kv_cache_bytes = None if free is None else free // 2
+        model.runtime.cache.max_bytes = kv_cache_bytes
         cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
-        self._scheduler = Scheduler(model.runtime, cache, batch_size)
-        self._shared = SharedScheduler(self._scheduler)
+        scheduler = Scheduler(model.runtime, batch_size, cache)
+        self._engine = Engine(scheduler, _freeing(model, draft_model, scheduler))
+        self._origin: tuple[str, Any, dict[str, Any]] | None = None  # what loads it again
 
     @classmethod
     def from_pretrained(
@@ -78,6 +77,8 @@ class CodeGenerator:
                 be downloaded, else the built-in model, with a warning.
             **options: engine, precision, device, num_threads, home_path, from_hf_hub,
                 static_mode, cuda_graph; batch_size (most sequences that run at once);
+                kv_cache_bytes (most memory for keys and values of what runs: whoever does not fit
+                waits; None for half of what is free on the device once the model is loaded);
                 prefix_cache_bytes (memory for the keys and values of earlier texts: a prompt that
                 begins like one prefills only the rest; 0 for none); draft_model (name or folder
                 of a smaller model with the same vocabulary, which guesses what one sequence that
@@ -89,7 +90,7 @@ class CodeGenerator:
             ValueError: an option's value is not possible.
             OSError, ExportError: the model cannot be found, read or exported.
         """
-        return cls._load(load_model, name_or_path, options)
+        return cls._load("from_pretrained", load_model, name_or_path, options)
 
     @classmethod
     def from_export(cls, folder: str | os.PathLike[str], **options: Any) -> CodeGenerator:
@@ -97,13 +98,17 @@ class CodeGenerator:
 
         Takes the options of `from_pretrained`.
         """
-        return cls._load(load_export, folder, options)
+        return cls._load("from_export", load_export, folder, options)
 
     @classmethod
-    def _load(cls, load: Any, path: Any, options: dict[str, Any]) -> CodeGenerator:
+    def _load(cls, method: str, load: Any, path: Any, options: dict[str, Any]) -> CodeGenerator:
+        origin = method, path, dict(options)
         check_option_names(options, option_names())
-        batch_size = checked_size("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
-        cache_bytes = checked_size("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
+        batch_size = checked_integer("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
+        cache_bytes = checked_integer("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
+        kv_bytes = options.pop("kv_cache_bytes", None)
+        if kv_bytes is not None:
+            kv_bytes = checked_integer("kv_cache_bytes", kv_bytes, 1)
         draft = options.pop("draft_model", None)
         if draft is not None and not (isinstance(draft, (str, os.PathLike)) and os.fspath(draft)):
             raise TypeError(f"draft_model must be a model's name or a folder, got {draft!r}")
@@ -111,7 +116,16 @@ class CodeGenerator:
         load_options = LoadOptions(**{k: v for k, v in options.items() if k in where})
         defaults = GenerationConfig(**{k: v for k, v in options.items() if k not in where})
         draft_model = load_model(draft, load_options) if draft is not None else None
-        return cls(load(path, load_options), defaults, batch_size, cache_bytes, draft_model)
+        model = load(path, load_options)
+        generator = cls(model, defaults, batch_size, cache_bytes, draft_model, kv_bytes)
+        generator._origin = origin
+        return generator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was loaded from: unpickling loads it again."""
+        if self._origin is None:
+            raise TypeError("a CodeGenerator that was not loaded by name or path has no pickle")
+        return _load_again, (type(self), *self._origin)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -138,11 +152,17 @@ class CodeGenerator:
         """The export that runs: copy it to deploy it. Without a static graph, the checkpoint."""
         return self._model.folder
 
-    def generate(self, prompts: str | Prompts[str], **options: Any) -> list[list[Completion]]:
+    def generate(
+        self,
+        prompts: str | Prompts[str],
+        config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> list[list[Completion]]:
         """Complete prompts of any lengths; each completes as it would alone.
 
         Args:
             prompts: one prompt or a list of them.
+            config: the options, in place of the generator's defaults.
             **options: fields of GenerationConfig, and batch_size, for this call; progress, whether
                 to show a bar with the tokens a second: None for one if there are more prompts
                 than run at once and standard error is a terminal.
@@ -154,39 +174,73 @@ class CodeGenerator:
             TypeError: an option is unknown, or a prompt is not a string.
             ValueError: an option or a prompt is not possible; nothing has been generated then.
         """
-        known = [*GenerationConfig.field_names(), "batch_size", "progress"]
-        check_option_names(options, known)
         options = dict(options)
+        check_option_names(options, [*_CALL_OPTIONS, "progress"])
         progress = checked_progress(options.pop("progress", None))
-        batch_size = checked_size("batch_size", options.pop("batch_size", self._batch_size), 1)
-        call = self._checked(prompts, options)
-        samples, beams = call.samples, call.beams
+        batch_size = self._batch_size_of(options)
+        call = self._call(config, options, batch_size)
+        texts = checked_prompts(prompts)
+        requests = [call.request(text, number) for number, text in enumerate(texts)]
         # Prompts of like length follow one another, so that they are prefilled together.
-        order = sorted(range(len(call.texts)), key=lambda number: len(call.prompts[number]))
-        sequences = (one for number in order for one in self._sequences(call, number))
-        size = min(max(batch_size, beams), samples * len(order))
-        job = Job(sequences, size, together=beams)
-        self._run(job, samples * len(order), progress)
-        finished = sorted(job.finished, key=lambda one: one.number)
-        return [
-            completions(finished[at : at + samples], call.config)
-            for at in range(0, len(finished), samples)
-        ]
+        order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt_ids))
+        if progress is None and call.samples * len(texts) <= batch_size:
+            progress = False
+        found: list[list[Completion]] = [[] for _ in requests]
+        with _Bar(len(texts), progress) as bar:
+            pairs = ((number, requests[number]) for number in order)
+            for number, finished in self._completed(call, pairs):
+                found[number] = call.completions(finished.request, finished.rows)
+                bar.update(sum(len(row.token_ids) for row in finished.rows))
+        return found
 
-    def stream(self, prompt: str, **options: Any) -> Generator[str, None, Completion]:
+    def generate_as_completed(
+        self, prompts: Iterable[str], config: GenerationConfig | None = None, **options: Any
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Complete prompts and yield each when it is done, holding no more than what runs.
+
+        Args:
+            prompts: any number of them, taken from the iterable as there is room.
+            config: the options, in place of the generator's defaults.
+            **options: fields of GenerationConfig, and batch_size, for this call.
+
+        Returns:
+            An iterator of (number of the prompt, its num_return_sequences completions). Closing it
+            gives up what runs.
+
+        Raises:
+            TypeError, ValueError: an option is not possible, when called; a prompt is not, when it
+                is that prompt's turn.
+        """
+        options = dict(options)
+        check_option_names(options, _CALL_OPTIONS)
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise TypeError(f"prompts must be an iterable of str, got {type(prompts).__name__}")
+        call = self._call(config, options, self._batch_size_of(options))
+        requests = ((number, call.request(text, number)) for number, text in enumerate(prompts))
+        return (
+            (number, call.completions(finished.request, finished.rows))
+            for number, finished in self._completed(call, requests)
+        )
+
+    def stream(
+        self, prompt: str, config: GenerationConfig | None = None, **options: Any
+    ) -> Generator[Any, None, Any]:
         """Complete one prompt, and yield the text piece by piece as soon as it is certain.
 
         The pieces joined are the text that `generate` gives: none of it is taken back, by
-        truncation or otherwise, and no piece ends within a character. Closing the iterator frees
-        its slot at once. Other calls may be made meanwhile, from this thread too.
+        truncation or otherwise, and no piece ends within a character. A beam search knows its text
+        at its end only. Nothing runs before the first piece is asked for. Closing the iterator, or
+        dropping it, gives the completion up; if it is not read, its completion waits, and no other.
 
         Args:
             prompt: what to complete.
-            **options: fields of GenerationConfig for this call; they must ask for one completion.
+            config: the options, in place of the generator's defaults.
+            **options: fields of GenerationConfig for this call.
 
         Returns:
-            A generator of the pieces; its own value, which `yield from` gives and StopIteration
-            holds, is the Completion.
+            A generator of the pieces, or with num_return_sequences above 1 of (index of the
+            completion, piece). Its own value, which `yield from` gives and StopIteration holds, is
+            the Completion, or the list of them.
 
         Raises:
             TypeError, ValueError: as `generate` does, when called.
@@ -194,47 +248,63 @@ class CodeGenerator:
         check_option_names(options, GenerationConfig.field_names())
         if not isinstance(prompt, str):
             raise TypeError(f"prompt must be a str, got {type(prompt).__name__}")
-        call = self._checked(prompt, options)
-        if call.config.decode_strategy == "beam_search":
-            raise ValueError("decode_strategy: a beam search's text is known at its end only")
-        for name in ("num_return_sequences", "best_of"):
-            if (getattr(call.config, name) or 1) > 1:
-                raise ValueError(f"{name} must be 1 to stream, got {getattr(call.config, name)}")
-        (sequence,) = self._sequences(call, 0)
-        return self._pieces(sequence, call.config)
+        call = self._call(config, options, self._batch_size, streamed=True)
+        if (call.config.best_of or 1) > 1:
+            raise ValueError(
+                f"best_of must be 1 to stream, got {call.config.best_of}: samples are ranked when "
+                "all have ended"
+            )
+        pieces = self._pieces(call, call.request(prompt, 0))
+        return pieces if call.config.num_return_sequences > 1 else _of_one(pieces)
 
     def _pieces(
-        self, sequence: Sequence, config: GenerationConfig
-    ) -> Generator[str, None, Completion]:
-        """Run a sequence, yield its text as it is settled, and return its completion."""
-        shown, checker = 0, sequence.stop_checker
-        for _ in self._shared.steps(Job([sequence], 1)):
-            text = checker.settled if sequence.finish_reason is None else checker.text
-            if len(text) > shown:
-                yield text[shown:]
-                shown = len(text)
-        if len(checker.text) > shown:  # other calls' steps have brought it to its end
-            yield checker.text[shown:]
-        return completions([sequence], config)[0]
+        self, call: Call, request: Request
+    ) -> Generator[tuple[int, str], None, list[Completion]]:
+        """Run a request, and yield its text as it is settled."""
+        mailbox = Mailbox(self._engine, UNREAD_PIECES)
+        try:
+            self._engine.submit([request], mailbox)
+            while True:
+                for event in mailbox.take():
+                    if isinstance(event, Text):
+                        if event.text and event.index < call.config.num_return_sequences:
+                            yield event.index, event.text
+                    elif isinstance(event, Finished):
+                        return call.completions(request, event.rows)
+                    else:
+                        raise event.error
+        finally:
+            self._engine.cancel([request])
 
-    def _run(self, job: Job, total: int, progress: bool | None) -> None:
-        """Run a job to its end, with a bar on the way if one is wanted."""
-        if progress is False or (progress is None and total <= job.batch_size):
-            for _ in self._shared.steps(job):
-                pass
-            return
-        from tqdm import tqdm  # a bar is rare, and its import is not free
-
-        start, shown, tokens = time.perf_counter(), 0, 0
-        disable = None if progress is None else False  # None: unless it is a terminal
-        with tqdm(total=total, unit="sequence", disable=disable) as bar:
-            for _ in self._shared.steps(job):
-                new = job.finished[shown:]
+    def _completed(
+        self, call: Call, requests: Iterator[tuple[int, Request]]
+    ) -> Iterator[tuple[int, Finished]]:
+        """Run requests, no more at a time than keep all places taken; yield each as it finishes."""
+        mailbox = Mailbox(self._engine)
+        window = max(2, 2 * call.batch.limit // call.samples)
+        running: dict[Request, int] = {}  # with their numbers
+        try:
+            exhausted = False
+            while True:
+                new: list[Request] = []
+                while not exhausted and len(running) < window:
+                    number, request = next(requests, (0, None))
+                    if request is None:
+                        exhausted = True
+                    else:
+                        running[request] = number
+                        new.append(request)
                 if new:
-                    shown, tokens = shown + len(new), tokens + sum(len(o.token_ids) for o in new)
-                    rate = tokens / (time.perf_counter() - start)
-                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-                    bar.update(len(new))
+                    self._engine.submit(new, mailbox)
+                if not running:
+                    return
+                for event in mailbox.take():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Finished):
+                        yield running.pop(event.request), event
+        finally:
+            self._engine.cancel(running)
 
     def session(self, path: str | os.PathLike[str] | None = None) -> Session:
         """Start a session of several turns, or go on with one that was saved.
@@ -250,9 +320,7 @@ class CodeGenerator:
         """
         model = {"name": self.name, "sizes": asdict(self.config)}
         turns = [] if path is None else read_turns(path, model)
-        with self._shared.holding():
-            if self._scheduler.prefix_cache is None:
-                self._scheduler.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
+        self._engine.run(_keep_prefixes)
 
         def complete(prompt: str, **options: Any) -> str:
             one = {"num_return_sequences": 1, "best_of": None}  # whatever the generator's defaults
@@ -260,15 +328,29 @@ class CodeGenerator:
 
         return Session(complete, model, turns)
 
+    def add_step_hook(self, hook: Callable[[Forward], None]) -> None:
+        """Have a function called after each step of the model, in the thread that makes the steps.
+
+        For measuring: what it takes is time in which nothing runs. A hook that raises is dropped.
+        """
+        self._engine.run(lambda scheduler: scheduler.hooks.append(hook))
+
+    def remove_step_hook(self, hook: Callable[[Forward], None]) -> None:
+        """Take a hook away that `add_step_hook` added."""
+
+        def remove(scheduler: Scheduler) -> None:
+            if hook in scheduler.hooks:
+                scheduler.hooks.remove(hook)
+
+        self._engine.run(remove)
+
     def close(self) -> None:
-        """Free the model and its buffers; what still runs ends with a RuntimeError."""
-        self._shared.close("this generator is closed")
-        with self._shared.holding():
-            if self._scheduler.prefix_cache is not None:
-                self._scheduler.prefix_cache.clear()
-            self._model.runtime.close()
-            if self._draft_model is not None:
-                self._draft_model.runtime.close()
+        """Free the model and its buffers; what still runs ends with a RuntimeError.
+
+        May be called from anywhere, at any time and more than once. Waits for the step that runs,
+        a few seconds at most.
+        """
+        self._engine.close("this generator is closed")
 
     def __enter__(self) -> CodeGenerator:
         return self
@@ -276,74 +358,32 @@ class CodeGenerator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode(self, text: str, number: int, config: GenerationConfig) -> list[int]:
-        """Tokens of a prompt, if they fit the context beside max_length new ones."""
-        context = self.config.n_positions
-        room = context - config.max_length
-        if room < 1:
-            raise ValueError(
-                f"max_length must be below the model's context of {context} tokens, "
-                f"got {config.max_length}"
-            )
-        try:
-            token_ids = self.tokenizer.encode(text)
-        except ValueError as error:
-            raise ValueError(f"prompt {number}: {error}") from None
-        if not token_ids:
-            raise ValueError(f"prompt {number}: the tokenizer knows none of its characters")
-        if len(token_ids) <= room:
-            return token_ids
-        if config.prompt_overflow == "truncate_left":
-            return token_ids[-room:]
-        raise PromptTooLong(number, len(token_ids), config.max_length, room, context)
+    def _call(
+        self,
+        config: GenerationConfig | None,
+        options: dict[str, Any],
+        batch_size: int,
+        streamed: bool = False,
+    ) -> Call:
+        """What a call asks for, checked."""
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise TypeError(f"config must be a GenerationConfig, got {type(config).__name__}")
+        wanted = (config or self._defaults).with_options(options)
+        return Call(self._model, wanted, batch_size, lambda: self._new_drafters(wanted), streamed)
 
-    def _checked(self, prompts: str | Prompts[str], options: dict[str, Any]) -> Call:
-        """Check what is asked for, and encode the prompts."""
-        config = self._defaults.with_options(options)
-        texts = checked_prompts(prompts)
-        if config.decode_strategy == "beam_search" and 2 * config.num_beams > self._vocab_size:
-            raise ValueError(
-                f"num_beams must be at most half of the vocabulary, got {config.num_beams}"
-            )
-        encoded = [self._encode(text, number, config) for number, text in enumerate(texts)]
-        return Call(
-            config,
-            texts,
-            encoded,
-            Sampler(config, self.tokenizer.eos_token_id, self._vocab_size),
-            Truncator(config.truncation, config.stop),
-        )
+    def _batch_size_of(self, options: dict[str, Any]) -> int:
+        """Take the option batch_size out of a call's options."""
+        return checked_integer("batch_size", options.pop("batch_size", self._batch_size), 1)
 
-    def _sequences(self, call: Call, number: int) -> Iterator[Sequence]:
-        """Make the sequences of a prompt; all share its list of tokens, and so its prefill."""
-        config, prompt_ids = call.config, call.prompts[number]
-        eos_token_id = self.tokenizer.eos_token_id
-        sampler: Advancer = BeamSampler(config, eos_token_id) if call.beams > 1 else call.sampler
-        for sample in range(call.samples):
-            yield Sequence(
-                call.samples * number + sample,
-                prompt_ids,
-                StopChecker(self.tokenizer, call.truncator, call.texts[number]),
-                sampler,
-                random_generator(config.seed, sample),
-                seen_tokens(prompt_ids, self._vocab_size),
-                eos_token_id,
-                config.max_length,
-                self._new_drafter(config) if call.beams == 1 else None,
-            )
-
-    def _new_drafter(self, config: GenerationConfig) -> Drafter | None:
+    def _new_drafters(self, config: GenerationConfig) -> list[Drafter]:
         wanted = config.prompt_lookup
         if wanted is None:
             wanted = self._model.precision == "fp32"
-        lookup = PromptLookup() if wanted else None
-        if lookup and self._drafter:
-            return FirstOf(lookup, self._drafter)
-        return lookup or self._drafter
+        drafters: list[Drafter] = [PromptLookup()] if wanted else []
+        return drafters if self._drafter is None else [*drafters, self._drafter]
 
-    @property
-    def _vocab_size(self) -> int:
-        return self.config.vocab_size
+
+_CALL_OPTIONS = [*GenerationConfig.field_names(), "batch_size"]
 
 
 def option_names() -> list[str]:
@@ -352,9 +392,79 @@ def option_names() -> list[str]:
         *(one.name for one in fields(LoadOptions)),
         *GenerationConfig.field_names(),
         "batch_size",
+        "kv_cache_bytes",
         "prefix_cache_bytes",
         "draft_model",
     ]
+
+
+class _Bar:
+    """A progress bar over prompts, or none."""
+
+    def __init__(self, total: int, progress: bool | None) -> None:
+        self._bar: Any = None
+        self._start, self._tokens = time.perf_counter(), 0
+        if progress is not False:
+            from tqdm import tqdm  # a bar is rare, and its import is not free
+
+            # None: unless it is a terminal
+            disable = None if progress is None else False
+            self._bar = tqdm(total=total, unit="prompt", disable=disable)
+
+    def update(self, tokens: int) -> None:
+        """One more prompt is done, with so many tokens."""
+        if self._bar is not None:
+            self._tokens += tokens
+            rate = self._tokens / (time.perf_counter() - self._start)
+            self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+            self._bar.update()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _of_one(
+    pieces: Generator[tuple[int, str], None, list[Completion]],
+) -> Generator[str, None, Completion]:
+    """The same of the only completion."""
+    try:
+        while True:
+            try:
+                _, text = next(pieces)
+            except StopIteration as end:
+                return end.value[0]  # type: ignore[no-any-return]
+            yield text
+    finally:
+        pieces.close()
+
+
+def _keep_prefixes(scheduler: Scheduler) -> None:
+    if scheduler.slots.prefix_cache is None:
+        scheduler.slots.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
+
+
+def _freeing(
+    model: LoadedModel, draft_model: LoadedModel | None, scheduler: Scheduler
+) -> Callable[[], None]:
+    """What gives everything back; it holds no generator, whose end may bring it about."""
+
+    def free() -> None:
+        if scheduler.slots.prefix_cache is not None:
+            scheduler.slots.prefix_cache.clear()
+        model.runtime.close()
+        if draft_model is not None:
+            draft_model.runtime.close()
+
+    return free
+
+
+def _load_again(cls: type[CodeGenerator], method: str, path: Any, options: Any) -> CodeGenerator:
+    generator: CodeGenerator = getattr(cls, method)(path, **options)
+    return generator
 
 
 def _check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:

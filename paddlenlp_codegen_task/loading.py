@@ -188,12 +188,13 @@ def _loader(
     options: LoadOptions,
 ) -> Callable[[Path], Runtime]:
     """What loads an export; ValueError now, before one is built, if an option cannot be met."""
-    extra = {"cuda_graph": True} if options.cuda_graph else {}
-    if extra and (engine_name != "onnxruntime" or device_id is None):
+    if options.cuda_graph and (engine_name != "onnxruntime" or device_id is None):
         raise ValueError("cuda_graph=True needs engine='onnxruntime' on a GPU")
 
     def load(export: Path) -> Runtime:
-        return engine.load(export, config, device_id, options.threads, precision, **extra)
+        return engine.load(
+            export, config, device_id, options.threads, precision, options.cuda_graph
+        )
 
     return load
 
@@ -295,7 +296,7 @@ def _check_export(runtime: Runtime, weights: FusedWeights, precision: str) -> No
         # By way of a second slot, a copy and single tokens: the KV buffers must hold as well.
         prefill(runtime, 0, [token_ids[-1:]])
         found = prefill(runtime, 1, [token_ids[:4]]).logits()[0].copy()
-        runtime.copy(1, 0)
+        runtime.cache.copy(1, 0)
         for token_id in token_ids[4:]:
             found = decode(runtime, [token_id]).logits()[0].copy()
     finally:

@@ -9,10 +9,10 @@ from typing import Any
 import paddle
 from paddlenlp.taskflow.task import Task
 
-from paddlenlp_codegen_task.calls import Completion
 from paddlenlp_codegen_task.generation_config import check_option_names
 from paddlenlp_codegen_task.generator import CodeGenerator, option_names
 from paddlenlp_codegen_task.model.names import UNNAMED
+from paddlenlp_codegen_task.requests import Completion
 from paddlenlp_codegen_task.session import Session
 
 usage = r"""

@@ -6,17 +6,16 @@ slots, hands the scores of every step to `BeamSearch.step`, and copies slots as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from paddlenlp_codegen_task.decoding.sequence import FinishReason
+from paddlenlp_codegen_task.decoding.request import Context, FinishReason
+from paddlenlp_codegen_task.generation_config import EarlyStopping
 from paddlenlp_codegen_task.runtime.base import Floats
-
-EarlyStopping = bool | Literal["never"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Hypothesis:
         score: the sum of its tokens' scores, the end-of-text token's included, divided by
             (how many tokens that are) ** length_penalty.
         finish_reason: "eos" or "length".
+        notes: of each token, the end-of-text token's included, if `step` was given any.
     """
 
     token_ids: tuple[int, ...]
     score: float
     finish_reason: FinishReason
+    notes: tuple[Any, ...] = ()
 
 
 class BeamSearch:
@@ -72,16 +73,20 @@ class BeamSearch:
         self._max_length = max_length
         self._length = 0
         self._beams: list[tuple[int, ...]] = [()]
+        self._notes: list[tuple[Any, ...]] = [()]  # of each beam
         self._scores = np.zeros(1, np.float32)  # of each beam, the sum of its tokens'
         self._finished: list[Hypothesis] = []  # best first, at most num_beams
         self.done = False
 
-    def step(self, scores: Floats) -> tuple[list[int], list[int]]:
+    def step(
+        self, scores: Floats, note: Callable[[int, int], Any] | None = None
+    ) -> tuple[list[int], list[int]]:
         """Give every beam its next token.
 
         Args:
             scores: [rows, vocab_size], the `processed` scores of the token after each beam; one
                 row, the prompt's, at the first step, then num_beams.
+            note: what to keep of a token that a row goes on with, for the hypotheses.
 
         Returns:
             parents [num_beams] and tokens [num_beams]: the new beam i is the old beam parents[i]
@@ -98,9 +103,12 @@ class BeamSearch:
             if token != self._eos_token_id and self._length < self._max_length:
                 running.append((parent, token, totals[index]))
             elif rank < self._num_beams:  # an end further down is neither kept nor continued
-                self._finish(parent, token, totals[index])
+                noted = (*self._notes[parent], note(parent, token)) if note else ()
+                self._finish(parent, token, totals[index], noted)
         running = running[: self._num_beams]
         running = [running[row] for row in _in_place([parent for parent, _, _ in running])]
+        if note:
+            self._notes = [(*self._notes[parent], note(parent, t)) for parent, t, _ in running]
         self._beams = [(*self._beams[parent], token) for parent, token, _ in running]
         self._scores = np.array([total for _, _, total in running], np.float32)
         self.done = not running or not self._can_improve()
@@ -111,13 +119,13 @@ class BeamSearch:
         """The num_return_sequences best, best first; fewer may be there until `done`."""
         return self._finished[: self._num_return_sequences]
 
-    def _finish(self, parent: int, token: int, total: np.float32) -> None:
+    def _finish(self, parent: int, token: int, total: np.float32, notes: tuple[Any, ...]) -> None:
         """Keep a beam that ends with `token`, if it is among the best: `_update_finished_beams`."""
         score = float(self._penalized(total, self._length))
         if token == self._eos_token_id:
-            hypothesis = Hypothesis(self._beams[parent], score, "eos")
+            hypothesis = Hypothesis(self._beams[parent], score, "eos", notes)
         else:
-            hypothesis = Hypothesis((*self._beams[parent], token), score, "length")
+            hypothesis = Hypothesis((*self._beams[parent], token), score, "length", notes)
         self._finished.append(hypothesis)
         self._finished.sort(key=lambda one: -one.score)
         del self._finished[self._num_beams :]
@@ -136,35 +144,40 @@ class BeamSearch:
         return total / np.float32(length**self._length_penalty)
 
 
-def processed(
-    logits: Floats,
-    seen: npt.NDArray[np.bool_],
-    repetition_penalty: float,
-    eos_banned: bool,
-    eos_token_id: int,
-) -> Floats:
-    """Scores of the next tokens: log_softmax, then repetition penalty and min_length.
+def processed(logits: Floats, contexts: Rows[Context]) -> Floats:
+    """Scores of the next tokens: log_softmax, then penalties, biases and min_length.
 
-    The penalty is on log-probabilities and not, as in sampling, on logits. None is above 0, so that
-    it always multiplies.
+    The penalties are on log-probabilities and not, as in sampling, on logits. None of these is
+    above 0, so that the repetition penalty always multiplies.
 
     Args:
         logits: [rows, vocab_size] float32.
-        seen: [rows, vocab_size], whether a token occurs in the prompt or the beam.
-        repetition_penalty: 1 for none.
-        eos_banned: whether the end-of-text token may not come yet.
-        eos_token_id: the end-of-text token.
+        contexts: of each row.
 
     Returns:
         [rows, vocab_size] float32.
     """
-    below = logits - logits.max(axis=1, keepdims=True)
-    scores: Floats = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
-    if repetition_penalty != 1:
-        np.multiply(scores, np.float32(repetition_penalty), out=scores, where=seen)
-    if eos_banned:
-        scores[:, eos_token_id] = -np.inf
+    with np.errstate(all="ignore"):
+        below = logits - logits.max(axis=1, keepdims=True)
+        scores: Floats = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+        for row, one in zip(scores, contexts, strict=True):
+            _penalize(row, one)
     return scores
+
+
+def _penalize(scores: Floats, context: Context) -> None:
+    """Change a row's scores [vocab_size] as its parameters say, in place."""
+    parameters = context.parameters
+    if parameters.repetition_penalty != 1:
+        penalty = np.float32(parameters.repetition_penalty)
+        np.multiply(scores, penalty, out=scores, where=context.seen)
+    if context.counts is not None:
+        scores -= (parameters.frequency_penalty * context.counts).astype(np.float32)
+        scores[context.counts > 0] -= np.float32(parameters.presence_penalty)
+    if parameters.bias is not None:
+        scores += parameters.bias
+    if context.length < parameters.eos_from:
+        scores[parameters.eos_token_id] = -np.inf
 
 
 def _largest(values: Floats, count: int) -> list[int]:

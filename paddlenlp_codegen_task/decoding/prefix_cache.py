@@ -13,7 +13,7 @@ from collections.abc import Sequence as TokenIds
 
 import numpy as np
 
-from paddlenlp_codegen_task.runtime.base import Block, Runtime
+from paddlenlp_codegen_task.runtime.kv_cache import Block, KVCache
 
 BLOCK = 32  # tokens
 
@@ -35,7 +35,7 @@ class PrefixCache:
         """Whether a text that begins so could be restored in part."""
         return next(_hashes(token_ids[: len(token_ids) - 1]), None) in self._blocks
 
-    def restore(self, runtime: Runtime, slot: int, token_ids: TokenIds[int]) -> int:
+    def restore(self, cache: KVCache, slot: int, token_ids: TokenIds[int]) -> int:
         """Fill a slot with the longest beginning of a text that is here.
 
         Returns:
@@ -50,17 +50,17 @@ class PrefixCache:
             found.append(block)
         if found:
             buffers = zip(*found, strict=True)
-            runtime.write(slot, [np.concatenate(parts, axis=1) for parts in buffers])
+            cache.write(slot, [np.concatenate(parts, axis=1) for parts in buffers])
         return len(found) * BLOCK
 
-    def save(self, runtime: Runtime, slot: int, token_ids: TokenIds[int]) -> None:
+    def save(self, cache: KVCache, slot: int, token_ids: TokenIds[int]) -> None:
         """Keep the tokens that a slot holds, as far as they fill blocks."""
         keys = list(_hashes(token_ids))
         for n, key in enumerate(keys):
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 continue
-            block = runtime.read(slot, n * BLOCK, (n + 1) * BLOCK)
+            block = cache.read(slot, n * BLOCK, (n + 1) * BLOCK)
             size = sum(part.nbytes for part in block)
             if (n + 1) * size > self.max_bytes:
                 break  # the end of a text is of no use without its beginning

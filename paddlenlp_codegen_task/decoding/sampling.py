@@ -1,24 +1,25 @@
-"""Choosing the next token of every row of a step.
+"""Choosing the next token of every row of a step: pure, and one pass for all rows.
 
-A step hands back the largest logits of each row, its candidates, and that is nearly always enough:
-a repetition penalty of at least 1 only lowers logits, so a token that is not a candidate stays at
-or below the smallest candidate as it was. A choice among tokens above that bound is the choice the
-whole row would give; where the bound does not settle it, the whole row is fetched.
+A step hands back the largest logits of each row, its candidates, and the logsumexp of the row. That
+is nearly always enough: what only lowers logits leaves a token that is no candidate at or below the
+smallest candidate as it was, so a choice among tokens above that bound is the choice the whole row
+would give. Where the bound does not settle it, `vocabulary` looks at the whole row.
 
-Order as in PaddleNLP's generation: min_length, repetition penalty, temperature, top_k, top_p; then
-min_p, as in transformers.
+Order as in PaddleNLP's generation: min_length, repetition penalty, then OpenAI's penalties and
+biases, temperature, top_k, top_p; then min_p, as in transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from paddlenlp_codegen_task.decoding.sequence import Sequence
-from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.decoding import vocabulary
+from paddlenlp_codegen_task.decoding.request import COLUMNS, Bools, Context, Row
 from paddlenlp_codegen_task.runtime.base import Floats, Ids, StepOutput
 
 NOT_NUMBERS = (
@@ -27,245 +28,230 @@ NOT_NUMBERS = (
 )
 
 Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+
+# What the graph's logsumexp may be off by, as a share of the sum: it is computed in float32.
+_ROUNDING = 1e-4
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What a row's token is chosen by, beside the logits.
+class Note(NamedTuple):
+    """What is reported of a chosen token, as far as it was asked for.
 
     Attributes:
-        seen: [vocab_size], the tokens before it.
-        length: how many new tokens are before it.
-        draw: uniform in [0, 1).
+        log_probs: the model's own log-probability of it, and those of the likeliest tokens.
+        score: its log-probability after the penalties, as PaddleNLP counts it.
     """
 
-    seen: Bools
-    length: int
-    draw: float
+    log_probs: tuple[float, dict[int, float]] | None
+    score: float | None
 
 
-class Sampler:
-    """Chooses tokens by one configuration, for any number of sequences at once."""
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` returns for each row.
 
-    def __init__(self, config: GenerationConfig, eos_token_id: int, vocab_size: int) -> None:
-        self._config = config
-        self._eos_token_id = eos_token_id
-        self._vocab_size = vocab_size
-        self._notes = config.output_scores or (config.logprobs, config.best_of) != (None, None)
-        self._greedy = config.decode_strategy != "sampling"
-        self._top_k = 1 if self._greedy else min(config.top_k or vocab_size, vocab_size)
-        self._top_p = 1.0 if self._greedy else config.top_p
-        self._min_p = 0.0 if self._greedy else config.min_p
+    Attributes:
+        tokens: None where the row's logits are not numbers.
+        notes: what was asked for; empty if nobody asked.
+    """
 
-    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> Rows[tuple[int, int]]:
-        """Give each sequence its next token: see `sequence.Advancer`."""
-        for sequence, token_id in zip(sequences, self.choose(output, sequences), strict=True):
-            sequence.append(token_id)
-        return ()
+    tokens: list[int | None]
+    notes: list[Note]
 
-    def choose(self, output: StepOutput, sequences: Rows[Sequence]) -> list[int]:
-        """Return the next token of each sequence; row i of `output` belongs to sequences[i].
 
-        Notes in the sequences what the tokens' probabilities are, if that is asked for.
-        """
-        # One draw a token from the sequence's own generator: a seed repeats in any batch.
-        contexts = [
-            _Context(one.seen, len(one.token_ids), 0.0 if self._greedy else one.draw())
-            for one in sequences
-        ]
-        tokens = self._choose(output, contexts)
-        if self._notes:
-            self._note(output, contexts, sequences, tokens)
-        return tokens
+def context(row: Row) -> Context:
+    """That of a row's next token; takes a draw if one is needed."""
+    parameters = row.request.parameters
+    draw = 0.0 if parameters.greedy else row.draws.next()
+    return Context(parameters, row.seen, row.counts, len(row.token_ids), draw)
 
-    def verify(self, output: StepOutput, sequence: Sequence, draft: Rows[int]) -> int:
-        """Give a sequence the tokens of a draft that prove right, and the one after them.
 
-        All rows are chosen from at once, each as if the draft were right up to it. Whatever comes
-        after a wrong token is not used, and its draws are left for the tokens that take its place.
-
-        Args:
-            output: row i follows `draft[:i]`; one row more than the draft has tokens.
-            sequence: takes the tokens, until it is finished.
-            draft: guesses of its next tokens.
-
-        Returns:
-            How many tokens of the draft the sequence has gone on from.
-        """
-        # What only a wrong guess has led to must not be an error: logits may overflow float16.
-        broken = np.flatnonzero(np.isnan(output.candidates[1:]).any(axis=1))
-        if len(broken):
-            draft = draft[: broken[0]]
-            output = output.take(range(len(draft) + 1))
-        rows = len(draft) + 1
-        draws = [0.0] * rows if self._greedy else sequence.next_draws(rows)
-        seen, contexts = sequence.seen, []
-        for n, draw in enumerate(draws):
+def contexts_after(row: Row, draft: Sequence[int]) -> list[Context]:
+    """Those of a row's next token and of those after each token of a draft; takes no draw."""
+    parameters = row.request.parameters
+    draws = [0.0] * (len(draft) + 1) if parameters.greedy else row.draws.peek(len(draft) + 1)
+    seen, counts, found = row.seen, row.counts, []
+    for n, draw in enumerate(draws):
+        if n:
             seen = seen.copy()
-            if n:
-                seen[draft[n - 1]] = True
-            contexts.append(_Context(seen, len(sequence.token_ids) + n, draw))
-        tokens = self._choose(output, contexts)
-        count = 0
-        while True:
-            sequence.append(tokens[count])
-            if not self._greedy:
-                sequence.draw()
-            if sequence.finish_reason or count == len(draft) or tokens[count] != draft[count]:
-                break
-            count += 1
-        if self._notes:
-            used = count + 1
-            self._note(output.take(range(used)), contexts[:used], [sequence] * used, tokens[:used])
-        return count
+            seen[draft[n - 1]] = True
+            if counts is not None:
+                counts = counts.copy()
+                counts[draft[n - 1]] += 1
+        found.append(Context(parameters, seen, counts, len(row.token_ids) + n, draw))
+    return found
 
-    def _choose(self, output: StepOutput, contexts: Rows[_Context]) -> list[int]:
-        if np.isnan(output.candidates).any():
-            raise FloatingPointError(NOT_NUMBERS)
-        draws = np.array([context.draw for context in contexts])
-        if self._top_k == self._vocab_size and self._top_p == 1 and self._min_p == 0:
-            return self._from_all(self._whole(output, contexts), draws)
 
-        bound = output.candidates[:, -1]
-        if output.candidates.shape[1] == self._vocab_size:
-            bound = np.full_like(bound, -np.inf)
-        elif self._config.repetition_penalty < 1:
-            bound = np.full_like(bound, np.inf)
-        # top_p counts probabilities over the whole vocabulary, also below top_k, as PaddleNLP does.
-        whole = self._whole(output, contexts) if self._top_p < 1 else None
-        totals = None if whole is None else self._totals(whole)
+def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
+    """Choose a token for each row of a step's output, each by its own parameters."""
+    # Callers may have set numpy to raise where this is meant to overflow.
+    with np.errstate(all="ignore"):
+        columns = np.stack([one.parameters.columns for one in contexts])
+        of = dict(zip(COLUMNS, columns.T, strict=True))
+        logits = _processed(output, contexts, of)
+        tokens, settled = _pick(output, logits, contexts, of)
+        broken = np.isnan(output.logsumexp)
+        chosen: list[int | None] = tokens.tolist()
+        whole: Floats | None = None
+        for row in np.flatnonzero(~settled & ~broken):
+            whole = output.logits() if whole is None else whole
+            chosen[row] = vocabulary.choose(whole[row], contexts[row])
+        for row in np.flatnonzero(broken):
+            chosen[row] = None
+        wanted = any(c.parameters.logprobs is not None or c.parameters.scores for c in contexts)
+        return Choice(chosen, _notes(output, contexts, chosen) if wanted else [])
 
-        seen = [
-            context.seen[ids] for context, ids in zip(contexts, output.candidate_ids, strict=True)
-        ]
-        logits = self._process(output.candidates, output.candidate_ids, seen, contexts)
-        tokens, settled = self._pick(logits, output.candidate_ids, bound, totals, draws)
-        if not settled.all():
-            rows = np.flatnonzero(~settled)
-            whole = self._whole(output, contexts) if whole is None else whole
-            all_ids = np.broadcast_to(np.arange(self._vocab_size), (len(rows), self._vocab_size))
-            nothing = np.full(len(rows), -np.inf, np.float32)
-            some = None if totals is None else totals[rows]
-            tokens[rows], _ = self._pick(whole[rows], all_ids, nothing, some, draws[rows])
-        return [int(token) for token in tokens]
 
-    def _note(
-        self,
-        output: StepOutput,
-        contexts: Rows[_Context],
-        sequences: Rows[Sequence],
-        tokens: Rows[int],
-    ) -> None:
-        """Note what the tokens' probabilities are, as far as that is asked for."""
-        if self._config.logprobs is not None or self._config.best_of is not None:
-            self._note_log_probs(output, sequences, tokens)
-        if self._config.output_scores:
-            scores = _log_softmax(self._whole(output, contexts))
-            for row, (sequence, token_id) in enumerate(zip(sequences, tokens, strict=True)):
-                sequence.scores.append(float(scores[row, token_id]))
+def _processed(output: StepOutput, contexts: Sequence[Context], of: dict[str, Doubles]) -> Floats:
+    """The candidates' logits after penalties and biases, [rows, candidates] float32."""
+    logits, ids = output.candidates, output.candidate_ids
+    short = of["eos_from"] > [one.length for one in contexts]
+    if short.any():
+        eos = np.array([[one.parameters.eos_token_id] for one in contexts])
+        logits = np.where(short[:, None] & (ids == eos), np.float32(-np.inf), logits)
+    if (of["repetition_penalty"] != 1).any():
+        penalty = of["repetition_penalty"].astype(np.float32)[:, None]
+        seen = np.array([one.seen[row] for one, row in zip(contexts, ids, strict=True)])
+        logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if of["presence_penalty"].any() or of["frequency_penalty"].any():
+        counts = np.array(
+            [
+                np.zeros(len(row)) if one.counts is None else one.counts[row]
+                for one, row in zip(contexts, ids, strict=True)
+            ]
+        )
+        lowered = of["frequency_penalty"][:, None] * counts
+        lowered += of["presence_penalty"][:, None] * (counts > 0)
+        logits = logits - lowered.astype(np.float32)
+    for row, one in enumerate(contexts):
+        if one.parameters.bias is not None:
+            logits = logits.copy() if logits is output.candidates else logits
+            logits[row] += one.parameters.bias[ids[row]]
+    return logits
 
-    def _note_log_probs(
-        self, output: StepOutput, sequences: Rows[Sequence], tokens: Rows[int]
-    ) -> None:
-        """What the model gives the tokens and the likeliest ones, before any option changes it."""
-        log_probs = _log_softmax(output.logits())
-        count = min(self._config.logprobs or 0, self._vocab_size)
-        if count <= output.candidate_ids.shape[1]:  # in order already; else the whole row is sorted
-            best = output.candidate_ids[:, :count]
-        else:
-            best = np.argsort(-log_probs, axis=1, kind="stable")[:, :count]
-        for row, (sequence, token_id) in enumerate(zip(sequences, tokens, strict=True)):
-            top = {int(one): float(log_probs[row, one]) for one in best[row]}
-            sequence.log_probs.append((float(log_probs[row, token_id]), top))
 
-    def _whole(self, output: StepOutput, contexts: Rows[_Context]) -> Floats:
-        """All logits of every row, processed, [rows, vocab_size]."""
-        logits = output.logits()
-        ids = np.arange(self._vocab_size)[None]
-        return self._process(logits, ids, [context.seen for context in contexts], contexts)
+def _bound(output: StepOutput, contexts: Sequence[Context], of: dict[str, Doubles]) -> Floats:
+    """What no processed logit of a token that is no candidate is above, [rows]."""
+    if output.candidates.shape[1] == len(contexts[0].seen):
+        return np.full(len(contexts), -np.inf, np.float32)
+    raised = of["repetition_penalty"] < 1
+    raised |= (of["presence_penalty"] < 0) | (of["frequency_penalty"] < 0)
+    raised |= [one.parameters.bias_raises for one in contexts]
+    return np.where(raised, np.float32(np.inf), output.candidates[:, -1])
 
-    def _process(
-        self, logits: Floats, ids: Ids, seen: Rows[Bools], contexts: Rows[_Context]
-    ) -> Floats:
-        """Apply min_length and the repetition penalty to logits of the tokens `ids`."""
-        short = [
-            self._config.ignore_eos or context.length < self._config.min_length
-            for context in contexts
-        ]
-        if any(short):
-            banned = np.array(short)[:, None] & (ids == self._eos_token_id)
-            logits = np.where(banned, -np.inf, logits)
-        penalty = np.float32(self._config.repetition_penalty)
-        if penalty != 1:
-            lowered = np.where(logits < 0, logits * penalty, logits / penalty)
-            logits = np.where(np.stack(seen), lowered, logits)
-        return logits.astype(np.float32, copy=False)
 
-    def _totals(self, whole: Floats) -> Doubles:
-        """Sum over the vocabulary of exp((logit - the row's largest) / temperature), [rows, 1]."""
-        return np.asarray(self._weights(whole).sum(axis=1, keepdims=True))
+def _pick(
+    output: StepOutput, logits: Floats, contexts: Sequence[Context], of: dict[str, Doubles]
+) -> tuple[Ids, Bools]:
+    """Choose among the candidates of each row.
 
-    def _pick(
-        self, logits: Floats, ids: Ids, bound: Floats, totals: Doubles | None, draws: Doubles
-    ) -> tuple[Ids, Bools]:
-        """Choose among some tokens of each row.
-
-        Args:
-            logits: [rows, N], processed.
-            ids: [rows, N], the tokens they belong to.
-            bound: [rows]; no other token of the row is above it.
-            totals: `_totals`, if top_p is used.
-            draws: [rows], uniform in [0, 1).
-
-        Returns:
-            The tokens [rows], and whether each is what all tokens of the row would have given.
-        """
-        rows = np.arange(len(logits))  # plain indices: np.take_along_axis takes thrice as long
+    Returns:
+        The tokens [rows], and whether each is what the whole row would have given.
+    """
+    ids, bound = output.candidate_ids, _bound(output, contexts, of)
+    rows, width = np.arange(len(logits)), logits.shape[1]
+    # Plain indices: np.take_along_axis takes thrice as long.
+    order = np.argsort(-logits, axis=1, kind="stable")
+    ranked = logits[rows[:, None], order]
+    if (ranked[:, 1:] == ranked[:, :-1]).any():  # of equal ones the smallest token is first
         order = np.lexsort((ids, -logits), axis=-1)
-        if self._greedy:
-            best = order[:, 0]
-            return ids[rows, best], logits[rows, best] > bound
-        logits = logits[rows[:, None], order]
-        # Equal logits stay or go together, as in PaddleNLP.
-        if self._top_k < logits.shape[1]:
-            keep = logits >= logits[:, self._top_k - 1, None]
-        else:
-            keep = np.ones(logits.shape, bool)
-        weights = np.where(keep, self._weights(logits), 0)
-        if totals is not None:
-            probabilities = weights / totals
-            before = np.cumsum(probabilities, axis=1) - probabilities
-            keep &= before <= self._top_p
-        if self._min_p:  # weights are relative to the likeliest token's
-            keep &= weights >= self._min_p
-        kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
-        lowest = logits[rows, kept - 1]
-        cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
-        drawn = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(axis=1)
-        drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
-        settled = (lowest > bound) | np.isneginf(bound)
-        return ids[rows, order[rows, drawn]], settled
-
-    def _from_all(self, logits: Floats, draws: Doubles) -> list[int]:
-        """Draw from the whole distribution, which needs no order."""
-        cumulative = np.cumsum(self._weights(logits), axis=1)
-        return [
-            min(int(np.searchsorted(row, draw * row[-1], side="right")), self._vocab_size - 1)
-            for row, draw in zip(cumulative, draws, strict=True)
-        ]
-
-    def _weights(self, logits: Floats) -> Doubles:
-        """exp(logit / temperature) of each token, relative to the likeliest of its row.
-
-        The largest logit is taken away before the division, which may overflow but only to 0.
-        """
-        below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-        with np.errstate(over="ignore"):
-            return np.asarray(np.exp(below / self._config.temperature))
+    # Equal logits stay or go together, as in PaddleNLP.
+    top_k = of["top_k"].astype(np.int64)
+    kth = ranked[rows, np.minimum(top_k, width) - 1]
+    keep = ranked >= np.where(top_k < width, kth, np.float32(-np.inf))[:, None]
+    # The largest logit is taken away before the division, which may overflow but only to 0.
+    below = (ranked - ranked[:, :1]).astype(np.float64)
+    weights = np.where(keep, np.exp(below / of["temperature"][:, None]), 0)
+    settled = np.ones(len(logits), bool)
+    if (of["top_p"] < 1).any():
+        # Probabilities count over the whole vocabulary, also below top_k, as in PaddleNLP.
+        before = np.cumsum(weights, axis=1) - weights
+        least, most = _totals(output, ranked, bound, contexts, of)
+        inside = before <= (of["top_p"] * least)[:, None]
+        settled = (inside == (before <= (of["top_p"] * most)[:, None])).all(axis=1)
+        keep &= inside | (of["top_p"] == 1)[:, None]
+        settled |= of["top_p"] == 1
+    if of["min_p"].any():  # weights are relative to the likeliest token's
+        keep &= weights >= of["min_p"][:, None]
+    kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
+    lowest = ranked[rows, kept - 1]
+    cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
+    draws = np.array([one.draw for one in contexts])
+    drawn = (cumulative <= (draws * cumulative[:, -1])[:, None]).sum(axis=1)
+    drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
+    settled &= (lowest > bound) | np.isneginf(bound)
+    everything = (top_k == len(contexts[0].seen)) & (of["top_p"] == 1) & (of["min_p"] == 0)
+    return ids[rows, order[rows, drawn]], settled & ~everything
 
 
-def _log_softmax(logits: Floats) -> Doubles:
-    """log(softmax) of each row, in float64: sums of many of them are compared."""
-    below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-    return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))
+def _totals(
+    output: StepOutput,
+    ranked: Floats,
+    bound: Floats,
+    contexts: Sequence[Context],
+    of: dict[str, Doubles],
+) -> tuple[Doubles, Doubles]:
+    """What the sum over the vocabulary of exp((logit - the largest) / temperature) lies between.
+
+    The candidates' part is known. Of the other N tokens, the graph's logsumexp tells the sum R of
+    x = exp(logit - largest), and none is above b = exp(bound - largest). With q = 1 / temperature,
+    the sum of x ** q = x * x ** (q - 1) is at most R * b ** (q - 1) for q >= 1 and, as x ** q is
+    concave then, N * (R / N) ** q for q < 1; at least it is the other one of the two. Penalties may
+    lower all of it to nothing.
+    """
+    q = 1 / of["temperature"]
+    largest = ranked[:, 0].astype(np.float64)
+    known = np.exp((ranked - ranked[:, :1]).astype(np.float64) * q[:, None]).sum(axis=1)
+    others = len(contexts[0].seen) - ranked.shape[1]
+    if others == 0:
+        return known, known
+    total = np.exp(output.logsumexp - largest)
+    raw = np.exp(output.candidates - largest[:, None]).sum(axis=1)
+    slack = _ROUNDING * total
+    b, rest = np.exp(bound - largest), total - raw
+
+    def between(r: Doubles) -> tuple[Doubles, Doubles]:
+        r = np.clip(r, 0, None)
+        return r * b ** (q - 1), others * (r / others) ** q
+
+    capped, spread = between(rest + slack)
+    most = known + np.where(q >= 1, capped, spread)
+    capped, spread = between(rest - slack)
+    least: Doubles = np.where(q >= 1, spread, capped)
+    lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
+    lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
+    lowered |= [one.parameters.bias is not None for one in contexts]
+    return known + np.where(lowered, 0, least), np.where(np.isinf(bound), np.inf, most)
+
+
+def _notes(
+    output: StepOutput, contexts: Sequence[Context], tokens: Sequence[int | None]
+) -> list[Note]:
+    """What is reported of the tokens."""
+    whole = output.logits()
+    notes = []
+    for row, (one, token_id) in enumerate(zip(contexts, tokens, strict=True)):
+        log_probs, score = None, None
+        if token_id is not None and one.parameters.logprobs is not None:
+            log_probs = _log_probs(output, row, whole[row], token_id, one.parameters.logprobs)
+        if token_id is not None and one.parameters.scores:
+            score = vocabulary.log_softmax(vocabulary.processed(whole[row], one), token_id)
+        notes.append(Note(log_probs, score))
+    return notes
+
+
+def _log_probs(
+    output: StepOutput, row: int, logits: Floats, token_id: int, count: int
+) -> tuple[float, dict[int, float]]:
+    """What the model gives a token and the likeliest ones, before any option changes it."""
+    total = float(output.logsumexp[row])
+    count = min(count, len(logits))
+    if count <= output.candidate_ids.shape[1]:  # in order already; else the whole row is sorted
+        best = output.candidate_ids[row, :count]
+    else:
+        best = np.argsort(-logits, kind="stable")[:count]
+    return float(logits[token_id]) - total, {int(n): float(logits[n]) - total for n in best}
+
+
+def log_probs(output: StepOutput, row: int, token_id: int, count: int) -> Note:
+    """The note of a token that something else has chosen, as a beam search does."""
+    return Note(_log_probs(output, row, output.logits()[row], token_id, count), None)

@@ -1,328 +1,577 @@
-"""Continuous batching: sequences join and leave at every step, whichever call they belong to."""
+"""Continuous batching: rows join and leave at every step, whichever request they belong to."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
+from paddlenlp_codegen_task.decoding import beam_search, sampling
+from paddlenlp_codegen_task.decoding.admission import Admission, Start
+from paddlenlp_codegen_task.decoding.beam_search import BeamSearch
+from paddlenlp_codegen_task.decoding.events import Event, Failed, Finished, Forward, Text
+from paddlenlp_codegen_task.decoding.pace import Pace
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.decoding.sampling import Sampler
-from paddlenlp_codegen_task.decoding.sequence import Advancer, Sequence
-from paddlenlp_codegen_task.decoding.speculation import Drafter, Pace
-from paddlenlp_codegen_task.runtime.base import (
-    PREFILL_CHUNK,
-    Runtime,
-    StepOutput,
-    decode,
-    extend,
-    prefill,
-)
+from paddlenlp_codegen_task.decoding.request import Drafter, Request, Row
+from paddlenlp_codegen_task.decoding.slots import Slots
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput
+from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
+
+logger = logging.getLogger(__name__)
 
 # Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
 # share of work, or if all with padding are few tokens: then a step costs reading the weights.
 PADDING_SHARE = 0.25
 SMALL_PREFILL = 64
+HEADROOM = 64  # tokens that a row must have room for beyond its prompt to start
 
 
 @dataclass(eq=False)
-class Job:
-    """The sequences of one call, and how far they are.
+class _Live:
+    """A request that has not ended."""
+
+    search: BeamSearch | None
+    first_output: StepOutput | None = None  # of the prompt's last token, while samples wait
+    ended: dict[int, Row] = field(default_factory=dict)  # by index
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """Prompts being run: several in one step, or a long one chunk by chunk.
 
     Attributes:
-        sequences: what to generate; each is asked for when there is room for it.
-        batch_size: most of them to run at once.
-        together: how many that follow one another start together, as the beams of a prompt do.
-        running: how many run now.
-        started: how many have been started so far.
-        finished: those that are done, in the order in which they finished.
-        cancelled: set at any time to give the job up; its slots are freed before the next step.
-        error: what made a step fail; the job is over then.
+        starts: of each prompt, the rows that go on from it.
+        done: tokens of the only prompt that its slot holds.
     """
 
-    sequences: Iterable[Sequence]
-    batch_size: int
-    together: int = 1
-    running: int = 0
-    started: int = 0
-    finished: list[Sequence] = field(default_factory=list)
-    cancelled: bool = False
-    error: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self._rest = iter(self.sequences)
-        self.waiting = next(self._rest, None)  # the only one made before it can run
-        self.first_output: StepOutput | None = None  # of the prompt of the sequence that waits
+    starts: list[Start]
+    done: int = 0
 
     @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.error is not None or self.cancelled or not (self.waiting or self.running)
-
-    def pop(self) -> Sequence:
-        """Take the waiting sequence: it counts as running."""
-        assert self.waiting is not None
-        self.running += 1  # before nothing waits: another thread may ask whether this is done
-        popped, self.waiting = self.waiting, next(self._rest, None)
-        self.started += 1
-        if self.waiting is None or self.waiting.prompt_ids is not popped.prompt_ids:
-            self.first_output = None
-        return popped
+    def rows(self) -> int:
+        return sum(len(start.rows) for start in self.starts)
 
 
 class Scheduler:
-    """Runs the sequences of any number of jobs on one runtime.
+    """Runs any number of requests on one runtime. One thread at a time may use it.
 
-    Running sequences occupy the slots 0, 1, ...; when one leaves, the last takes its slot, so that
-    a step never runs an empty one. Not for several threads at once, but for `Job.cancelled`.
+    Attributes:
+        hooks: called after each forward step; one that raises is dropped.
+        pace: how many tokens to draft.
+        slots: the rows that run.
     """
 
     def __init__(
-        self, runtime: Runtime, prefix_cache: PrefixCache | None = None, batch_size: int = 1
+        self, runtime: Runtime, batch_size: int = 1, prefix_cache: PrefixCache | None = None
     ) -> None:
-        """Run jobs on `runtime`, which nothing else may use, `batch_size` sequences at once.
-
-        A job that asks for more at once gets them.
-        """
+        """Run `batch_size` rows at once on `runtime`, which nothing else may use."""
+        self.hooks: list[Callable[[Forward], None]] = []
+        self.pace = Pace()
+        self.slots = Slots(runtime.cache, prefix_cache)
         self._runtime = runtime
-        self._batch_size = batch_size
-        self.prefix_cache = prefix_cache
-        self._jobs: list[Job] = []
-        self._running: list[tuple[Sequence, Job]] = []  # the place is the slot
-        self._pace = Pace()
+        self._admission = Admission(batch_size)
+        self._prefill: _Prefill | None = None
+        self._live: dict[Request, _Live] = {}
+        self._failed_drafters: list[Drafter] = []
+        self._events: list[Event] = []
+        self._successors: list[Row] = []  # have a slot with their prompt, and no token yet
 
-    def submit(self, job: Job) -> None:
-        """Have a job run by the next steps, beside those that run."""
-        self.drop_cancelled()
-        if not self._jobs:
-            self._runtime.reset(job.batch_size)
-        self._jobs.append(job)
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.slots.rows or self._prefill or self._admission.waiting)
 
-    def step(self) -> None:
-        """Start what there is room for, then give every running sequence one token.
+    @property
+    def requests(self) -> list[Request]:
+        """Those that have not ended."""
+        return list(self._live)
+
+    def add(self, request: Request) -> None:
+        """Have a request run by the next steps, beside those that run.
 
         Raises:
-            Exception: what the runtime or a sampler raised. All jobs are over then, with that as
-                their error, and the buffers are freed: what is in them may be anything.
+            KVCacheFull: it could never run within the budget of the KV cache.
         """
-        try:
-            self._drop_cancelled()
-            self._start_waiting()
-            if len(self._running) == 1 and self._running[0][0].drafter is not None:
-                self._speculate(self._running[0][0], self._running[0][0].drafter)
-            elif self._running:
-                sequences = [sequence for sequence, _ in self._running]
-                output = decode(self._runtime, [one.token_ids[-1] for one in sequences])
-                self._advance(output, sequences, 0)
-            self._retire()
-            self._jobs = [job for job in self._jobs if not job.done]
-        except BaseException as error:
-            self.fail(error)
-            raise
+        rows = request.samples if request.beams else 1
+        if not self._runtime.cache.fits(rows, request.most_tokens):
+            raise KVCacheFull(f"{request.most_tokens} tokens of {rows} rows do not fit")
+        self._live[request] = _Live(_search(request) if request.beams else None)
+        self._admission.add(request)
 
-    def fail(self, error: BaseException) -> None:
-        """End all jobs with an error, and free the buffers: what is in them may be anything."""
-        for job in self._jobs:
-            job.error = error
-        self._jobs.clear()
-        self._running.clear()
-        self._runtime.clear()
+    def cancel(self, request: Request) -> None:
+        """Give a request up; nothing happens if it has ended."""
+        if request in self._live:
+            self._remove(request)
 
-    def _start_waiting(self) -> None:
-        """Prefill waiting prompts while there are slots.
+    def hold(self, request: Request) -> None:
+        """Set a request back, and leave it be until it is released."""
+        if request in self._live and not self._admission.held(request):
+            self._set_back(request)
+            self._admission.hold(request)
 
-        First the job that runs fewest and, of those, the one that has started fewest. If it has to
-        wait for several slots at once, nobody takes one before it.
-        """
-        while True:
-            limit = max(self._batch_size, *(job.batch_size for job in self._jobs), 0)
-            waiting = [
-                job
-                for job in self._jobs
-                if job.waiting and job.batch_size - job.running >= job.together
-            ]
-            if not waiting:
-                return
-            job = min(waiting, key=lambda one: (one.running, one.started))
-            room = min(limit - len(self._running), job.batch_size - job.running)
-            if room < job.together:
-                return
-            if not self._start_sample(job):
-                group = _next_group(job, room // job.together * job.together, self.prefix_cache)
-                output = self._prefill(group)
-                following = job.waiting if job.together == 1 else None
-                if following is not None and following.prompt_ids is group[-1].prompt_ids:
-                    job.first_output = _copy(output)
-                self._running += [(sequence, job) for sequence in group]
-            self._retire()
+    def release(self, request: Request) -> None:
+        """Have a held request go on; nothing happens if it is not held, or has ended."""
+        if request in self._live and self._admission.held(request):
+            self._admission.release(request)
 
-    def _start_sample(self, job: Job) -> bool:
-        """Start a sample in the next slot from another one of its prompt, if one runs."""
-        if job.first_output is None or job.waiting is None:
-            return False
-        for source, (sequence, _) in enumerate(self._running):
-            if sequence.prompt_ids is job.waiting.prompt_ids:
-                slot = len(self._running)
-                self._runtime.copy(source, slot)
-                self._go_on(slot, job)
-                return True
-        return False
-
-    def _go_on(self, slot: int, job: Job) -> None:
-        """Start the sample that waits in a slot that begins with its prompt."""
-        output = job.first_output
-        assert output is not None
-        sequence = job.pop()
-        self._running[slot : slot + 1] = [(sequence, job)]
-        self._runtime.cache.lengths[slot] = len(sequence.prompt_ids)
-        self._advance(output, [sequence], slot)
-
-    def _prefill(self, group: list[Sequence]) -> StepOutput:
-        """Start sequences in the next slots. Those that share a prompt share its prefill.
+    def step(self) -> list[Event]:
+        """Give every running row its next token, then run at most one chunk of prefill.
 
         Returns:
-            The output of the last prompt's last token.
-        """
-        slot, prompts = len(self._running), [group[0].prompt_ids]
-        rows = [0]  # of the step, for each sequence
-        for before, one in pairwise(group):
-            if one.prompt_ids is not before.prompt_ids:
-                prompts.append(one.prompt_ids)
-            rows.append(len(prompts) - 1)
-        kept = 0
-        if self.prefix_cache is not None and len(prompts) == 1:
-            kept = self.prefix_cache.restore(self._runtime, slot, prompts[0])
-        if kept:
-            output = extend(self._runtime, slot, [prompts[0][kept:]])
-        else:
-            output = prefill(self._runtime, slot, prompts)
-        # From the last on: a row's own slot is overwritten only once those after it have copied.
-        for n in reversed(range(len(group))):
-            if rows[n] != n:
-                self._runtime.copy(slot + rows[n], slot + n)
-        self._advance(output if len(prompts) == len(group) else output.take(rows), group, slot)
-        return output.take([len(prompts) - 1])
-
-    def _advance(self, output: StepOutput, sequences: list[Sequence], slot: int) -> None:
-        """Give the sequences in the slots from `slot` on their next tokens, each by its sampler."""
-        rows_of: dict[Advancer, list[int]] = {}
-        for row, sequence in enumerate(sequences):
-            rows_of.setdefault(sequence.sampler, []).append(row)
-        for sampler, rows in rows_of.items():
-            part = output if len(rows_of) == 1 else output.take(rows)
-            for source, target in sampler.advance(part, [sequences[row] for row in rows]):
-                self._runtime.copy(slot + rows[source], slot + rows[target])
-
-    def _speculate(self, sequence: Sequence, drafter: Drafter) -> None:
-        """Give the one sequence that runs the tokens of a draft that prove right, and one more."""
-        start = time.perf_counter()
-        room = sequence.max_length - len(sequence.token_ids) - 1
-        kind, draft = drafter.draft(sequence, self._pace, room)
-        drafted = time.perf_counter()
-        length = self._runtime.cache.lengths[0]
-        output = self._runtime.forward(0, [[sequence.token_ids[-1], *draft]], every=True)
-        assert isinstance(sequence.sampler, Sampler), "beams are not drafted"
-        count = sequence.sampler.verify(output, sequence, draft)
-        self._runtime.cache.lengths[0] = length + count + 1  # what follows was wrong
-        seconds = time.perf_counter() - drafted
-        if draft:
-            self._pace.note_draft(kind, len(draft), drafted - start)
-            self._pace.note_verified(kind, len(draft), count, seconds)
-        else:
-            self._pace.note_plain(seconds)
-
-    def _retire(self) -> None:
-        """Take finished sequences out of the slots."""
-        for slot in reversed(range(len(self._running))):
-            sequence, job = self._running[slot]
-            while sequence.finish_reason is not None:
-                self._keep(slot)
-                sequence.release()
-                job.finished.append(sequence)
-                handed_over = self._hand_over(slot)
-                job.running -= 1
-                if not handed_over:
-                    self._free(slot)
-                    break
-                sequence, _ = self._running[slot]
-
-    def _hand_over(self, slot: int) -> bool:
-        """Let the next sample of a prompt go on from the prompt's end, in the slot that holds it.
-
-        Not if other jobs wait for a slot.
-        """
-        sequence, job = self._running[slot]
-        if job.first_output is None or job.waiting is None or job.cancelled:
-            return False
-        others = any(one.waiting for one in self._jobs if one is not job)
-        if others or job.waiting.prompt_ids is not sequence.prompt_ids:
-            return False
-        self._go_on(slot, job)
-        return True
-
-    def drop_cancelled(self) -> None:
-        """Free the slots of cancelled jobs.
-
-        Raises:
-            Exception: what the runtime raised; all jobs are over then, as in `step`.
+            What has happened. If the runtime fails, all requests have, each with an error of its
+            own, and the buffers are freed.
         """
         try:
-            self._drop_cancelled()
-        except BaseException as error:
+            self._decode()
+            self._advance_successors()
+            self._start()
+            self._advance_successors()
+        except Exception as error:
+            logger.debug("a step failed", exc_info=True)
             self.fail(error)
-            raise
+        events, self._events = self._events, []
+        return events
 
-    def _drop_cancelled(self) -> None:
-        for slot in reversed(range(len(self._running))):
-            if self._running[slot][1].cancelled:
-                self._keep(slot)
-                self._free(slot)
-        self._jobs = [job for job in self._jobs if not job.cancelled]
+    def fail(self, error: Exception) -> None:
+        """End all requests, each with an error like this; the next step tells of it."""
+        for request in self._live:
+            self._events.append(Failed(request, _own(error)))
+        self._live.clear()
+        self._successors.clear()
+        self._admission.clear()
+        self._prefill = None
+        self.slots.clear()
 
-    def _keep(self, slot: int) -> None:
-        """Keep what a slot holds, if there is a cache."""
-        sequence, job = self._running[slot]
-        if self.prefix_cache is not None:
-            # A beam's slot holds the prompt, and then not what the search has found.
-            new = sequence.token_ids if job.together == 1 else []
-            held = [*sequence.prompt_ids, *new][: self._runtime.cache.lengths[slot]]
-            self.prefix_cache.save(self._runtime, slot, held)
+    # Decoding: plan what every row is fed, forward, apply what comes of it.
 
-    def _free(self, slot: int) -> None:
-        """Close the gap that a slot leaves."""
-        last = self._running.pop()
-        if slot < len(self._running):
-            self._runtime.copy(len(self._running), slot)
-            self._running[slot] = last
+    def _decode(self) -> None:
+        self._make_room()
+        rows = self.slots.rows
+        if not rows:
+            return
+        if len(rows) == 1 and self._current(0):
+            row = rows[0]
+            kind, draft = self._draft(row)
+            if draft:
+                self._verify(row, kind, draft)
+                return
+        fed = [[row.token_ids[self._position(slot)]] for slot, row in enumerate(rows)]
+        output, seconds = self._forward("decode", 0, fed)
+        if len(rows) == 1 and rows[0].drafters:
+            self.pace.note_plain(seconds)
+        # A row that was set back is first fed what it had generated, and gives nothing new.
+        current = [slot for slot in range(len(rows)) if self._current(slot, fed=1)]
+        if len(current) < len(rows):
+            output = output.take(current)
+        self._advance([rows[slot] for slot in current], output)
 
+    def _position(self, slot: int) -> int:
+        """Which of a row's new tokens its slot takes next."""
+        return self._runtime.cache.length(slot) - len(self.slots.rows[slot].request.prompt_ids)
 
-def _copy(output: StepOutput) -> StepOutput:
-    """An output that outlives the next step."""
-    logits = np.array(output.logits())
-    return StepOutput(output.candidates, output.candidate_ids, lambda: logits)
+    def _current(self, slot: int, fed: int = 0) -> bool:
+        """Whether a row's slot holds all its tokens but the last, or all with `fed` 1."""
+        return self._position(slot) - fed == len(self.slots.rows[slot].token_ids) - 1
 
+    def _make_room(self) -> None:
+        """Let every running row take one more token; where the budget forbids it, set some back."""
+        while self.slots.rows and not self.slots.room_for(0, self.slots.longest + 1):
+            if self._prefill is not None:  # the newest of all
+                self._set_prefill_back()
+                continue
+            youngest = max(self.slots.rows, key=lambda row: row.age)
+            if youngest.request.beams:
+                self._set_back(youngest.request)
+            else:
+                self.slots.remove(youngest)
+                self._admission.set_back(Start(youngest.request, [youngest]))
+        if self.slots.rows:
+            self._runtime.cache.reserve(self.slots.used, self.slots.longest + 1)
 
-def _next_group(job: Job, room: int, cache: PrefixCache | None) -> list[Sequence]:
-    """Take the sequences at the front whose prompts are worth running in one step.
+    def _advance(self, rows: Sequence[Row], output: StepOutput) -> None:
+        """Give rows their next tokens; row i of `output` belongs to rows[i]."""
+        plain = [n for n, row in enumerate(rows) if row.request.beams is None]
+        if plain:
+            part = output if len(plain) == len(rows) else output.take(plain)
+            choice = sampling.choose(part, [sampling.context(rows[n]) for n in plain])
+            for at, n in enumerate(plain):
+                note = choice.notes[at] if choice.notes else None
+                self._append(rows[n], choice.tokens[at], note)
+        searches: dict[Request, list[int]] = {}
+        for n, row in enumerate(rows):
+            if row.request.beams is not None:
+                searches.setdefault(row.request, []).append(n)
+        for request, places in searches.items():
+            places.sort(key=lambda n: rows[n].index)  # slots may be in another order
+            self._advance_beams(request, [rows[n] for n in places], output.take(places))
 
-    A prompt whose beginning is in the cache is run by itself: what is left of it is short.
-    """
-    group = [job.pop()]
-    alone = cache is not None and cache.holds(group[0].prompt_ids)
-    longest = total = len(group[0].prompt_ids)
-    prompts = 1
-    while job.waiting and len(group) < room:
-        if job.waiting.prompt_ids is not group[-1].prompt_ids:  # else it shares the prefill
-            length = len(job.waiting.prompt_ids)
-            longest, total, prompts = max(longest, length), total + length, prompts + 1
-            padded = longest * prompts
-            worthwhile = padded <= max((1 + PADDING_SHARE) * total, SMALL_PREFILL)
-            if alone or not worthwhile or padded > PREFILL_CHUNK:
+    def _append(self, row: Row, token_id: int | None, note: sampling.Note | None = None) -> bool:
+        """Give a row its next token; return whether it goes on."""
+        request = row.request
+        if request not in self._live:
+            return False  # another row of it has failed
+        if token_id is None:
+            self._fail_request(request, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
+            return False
+        if note is not None:
+            _take_note(row, note)
+        try:
+            _append(row, token_id)
+            self._tell(row)
+        except Exception as error:  # of its truncation, or of memory for its text
+            self._fail_request(request, error)
+            return False
+        if row.finish_reason is not None:
+            self._retire(row)
+        return row.finish_reason is None
+
+    def _tell(self, row: Row) -> None:
+        """Tell of the text of a row that has become certain."""
+        if row.request.streamed:
+            done = row.finish_reason is not None
+            text = row.stops.text if done else row.stops.settled
+            if done or len(text) > row.shown:
+                new = text[row.shown :]
+                self._events.append(Text(row.request, row.index, new, row.finish_reason))
+                row.shown = len(text)
+
+    def _retire(self, row: Row) -> None:
+        """Take a row out that has ended; the next of its request may go on in its slot."""
+        live, request = self._live[row.request], row.request
+        live.ended[row.index] = row
+        row.release()
+        if row in self.slots.rows:
+            self._admission.left(row)
+            successor = self._admission.successor(request) if live.first_output else None
+            if successor is None:
+                self.slots.remove(row)
+            else:
+                self.slots.replace(row, successor)
+                self._successors.append(successor)
+        if request in self._live and len(live.ended) == request.samples:
+            rows = [live.ended[index] for index in range(request.samples)]
+            self._end(request)
+            self._events.append(Finished(request, rows))
+
+    def _advance_successors(self) -> None:
+        """Give rows that have taken another's place their first tokens; they may end by that."""
+        while self._successors:
+            row = self._successors.pop()
+            live = self._live.get(row.request)
+            if live is not None and live.first_output is not None:
+                self._advance([row], live.first_output)
+
+    # Speculation.
+
+    def _draft(self, row: Row) -> tuple[str, list[int]]:
+        """What one row that runs alone may go on with, and what kind of guess that is."""
+        room = row.request.max_length - len(row.token_ids) - 1
+        most = self._runtime.cache.max_capacity - self._runtime.cache.length(0) - 1
+        room = min(room, most)
+        for drafter in list(row.drafters):
+            if drafter in self._failed_drafters:
+                row.drafters.remove(drafter)
+                continue
+            start = time.perf_counter()
+            try:
+                kind = drafter.kind(row)
+                limit = self.pace.limit(kind, room) if kind else 0
+                draft = drafter.draft(row, limit)[:limit] if limit else []
+            except Exception as error:
+                logger.warning("speculation goes on without %s: %r", type(drafter).__name__, error)
+                self._failed_drafters.append(drafter)
+                row.drafters.remove(drafter)
+                continue
+            if draft and self.slots.room_for(0, self.slots.longest + 1 + len(draft)):
+                self.pace.note_draft(kind, len(draft), time.perf_counter() - start)
+                return kind, draft
+        return "", []
+
+    def _verify(self, row: Row, kind: str, draft: list[int]) -> None:
+        """Give a row the tokens of a draft that prove right, and the one after them."""
+        cache = self._runtime.cache
+        length = cache.length(0)
+        contexts = sampling.contexts_after(row, draft)
+        output, seconds = self._forward("verify", 0, [[row.token_ids[-1], *draft]], every=True)
+        choice = sampling.choose(output, contexts)
+        right = 0
+        while right < len(draft) and choice.tokens[right] == draft[right]:
+            right += 1
+        cache.truncate(0, length + right + 1)
+        # Only what a wrong guess has led to may be no number; it must not stay where it is.
+        if None in choice.tokens[right + 1 :]:
+            cache.erase(0)
+        self.pace.note_verified(kind, len(draft), right, seconds)
+        for n, token_id in enumerate(choice.tokens[: right + 1]):
+            if not row.request.parameters.greedy:
+                row.draws.next()
+            if not self._append(row, token_id, choice.notes[n] if choice.notes else None):
                 break
-            if cache is not None and cache.holds(job.waiting.prompt_ids):
-                break
-        group.append(job.pop())
-    return group
+
+    # Beam search: the rows of a request go on from one another.
+
+    def _advance_beams(self, request: Request, beams: list[Row], output: StepOutput) -> None:
+        live = self._live.get(request)
+        if live is None or live.search is None:
+            return
+        if np.isnan(output.logsumexp).any():
+            self._fail_request(request, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
+            return
+        alike = not beams[0].token_ids  # all have but the prompt
+        used = beams[:1] if alike else beams
+        contexts = [sampling.context(row) for row in used]
+        scores = beam_search.processed(output.logits()[: len(used)], contexts)
+        count = request.parameters.logprobs
+
+        def note(parent: int, token_id: int) -> sampling.Note:
+            return sampling.log_probs(output, parent, token_id, count or 0)
+
+        parents, tokens = live.search.step(scores, None if count is None else note)
+        if live.search.done:
+            self._finish_beams(beams, live.search)
+            return
+        before = [(row.token_ids, row.seen, row.counts) for row in beams]
+        for n, (row, parent, token_id) in enumerate(zip(beams, parents, tokens, strict=True)):
+            token_ids, seen, counts = before[parent]
+            row.token_ids, row.seen = list(token_ids), seen.copy()
+            row.counts = None if counts is None else counts.copy()
+            _take(row, token_id)
+            if parent != n:
+                self.slots.copy(beams[parent], row)
+
+    def _finish_beams(self, beams: list[Row], search: BeamSearch) -> None:
+        request = beams[0].request
+        for row in beams:
+            row.finish_reason = "length"
+        try:
+            for row, found in zip(beams, search.hypotheses, strict=False):
+                row.token_ids, row.scores = list(found.token_ids), [found.score]
+                row.log_probs = [one.log_probs for one in found.notes]
+                row.finish_reason = found.finish_reason
+                for token_id in found.token_ids:
+                    if row.stops.feed(token_id):
+                        row.finish_reason = "stop"
+                self._tell(row)
+        except Exception as error:
+            self._fail_request(request, error)
+            return
+        for row in beams:
+            self._retire(row)
+
+    # Starting: plan which prompts to run, forward at most a chunk of them, apply.
+
+    def _start(self) -> None:
+        if self._prefill is None:
+            self._plan()
+        work = self._prefill
+        if work is None:
+            return
+        prompts = [start.request.prompt_ids for start in work.starts]
+        if len(prompts) == 1:
+            prompts = [prompts[0][work.done : work.done + PREFILL_CHUNK]]
+        output, _ = self._forward("prefill", len(self.slots.rows), prompts)
+        work.done += len(prompts[0])
+        if work.done >= len(work.starts[0].request.prompt_ids):
+            self._prefill, self.slots.prefilling = None, False
+            self._begin(work.starts, output)
+
+    def _plan(self) -> None:
+        """Take what starts next: prompts to run, and before them whatever needs no prefill."""
+        group: list[Start] = []
+
+        def accepts(request: Request, count: int, tokens: int) -> bool:
+            return self._accepts(group, request, count, tokens)
+
+        while (start := self._admission.next(accepts)) is not None:
+            if not group and self._begin_held(start):
+                continue
+            same = [one for one in group if one.request is start.request]
+            if same:
+                same[0].rows += start.rows
+            else:
+                group.append(start)
+        if group:
+            self._prefill = _Prefill(group)
+            self._begin_prefill(self._prefill)
+
+    def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
+        """Whether rows may start in the same step as those of `group`."""
+        rows = sum(len(start.rows) for start in group) + count
+        longest = max([tokens, *(len(start.rows[0].history) for start in group)])
+        headroom = min(HEADROOM, request.most_tokens - tokens)
+        if not self.slots.room_for(rows, longest + max(headroom, 0)):
+            return False
+        if not group or any(start.request is request for start in group):
+            return True
+        prompts = [len(one.request.prompt_ids) for one in group] + [len(request.prompt_ids)]
+        padded = max(prompts) * len(prompts)
+        if padded > max((1 + PADDING_SHARE) * sum(prompts), SMALL_PREFILL):
+            return False
+        if padded > PREFILL_CHUNK or self._sibling(request) is not None:
+            return False
+        return not any(self.slots.cached(one.prompt_ids) for one in (group[0].request, request))
+
+    def _sibling(self, request: Request) -> int | None:
+        """The slot of a row that runs and holds the prompt of a request, if its output is kept."""
+        if self._live[request].first_output is None:
+            return None
+        slots = (n for n, row in enumerate(self.slots.rows) if row.request is request)
+        return next(slots, None)
+
+    def _begin_held(self, start: Start) -> bool:
+        """Start a row whose prompt is held already; return whether it is."""
+        [row, *others] = start.rows
+        if others:
+            return False
+        source = self._sibling(start.request)
+        if source is None:
+            if not row.token_ids:
+                return False
+            tokens = len(row.history)
+            self.slots.reserve(1, tokens, self._admission.expected())
+            slot = self.slots.used
+            if self.slots.restore(slot, row.history) < len(start.request.prompt_ids):
+                return False
+        self.slots.append(row, source)
+        if not row.token_ids:
+            output = self._live[start.request].first_output
+            assert output is not None
+            self._advance([row], output)
+        return True
+
+    def _begin_prefill(self, work: _Prefill) -> None:
+        """Make room for prompts, and take from the prefix cache what it has of a single one."""
+        longest = max(len(row.history) for start in work.starts for row in start.rows)
+        self.slots.reserve(work.rows, longest, self._admission.expected())
+        slot = self.slots.used
+        if len(work.starts) == 1:
+            work.done = self.slots.restore(slot, work.starts[0].request.prompt_ids)
+        else:
+            for n in range(len(work.starts)):
+                self._runtime.cache.truncate(slot + n, 0)
+        self.slots.prefilling = True
+
+    def _begin(self, starts: list[Start], output: StepOutput) -> None:
+        """Have rows run whose prompts the slots behind the others hold."""
+        first = len(self.slots.rows)
+        rows, of_start = [start.rows[0] for start in starts], list(range(len(starts)))
+        for row in rows:
+            self.slots.append(row)
+        for n, start in enumerate(starts):
+            for row in start.rows[1:]:
+                self.slots.append(row, first + n)
+                rows.append(row)
+                of_start.append(n)
+            live = self._live[start.request]
+            if live.first_output is None and self._admission.unstarted(start.request):
+                live.first_output = output.take([n]).keep()
+        new = [n for n, row in enumerate(rows) if not row.token_ids]
+        if new:
+            self._advance([rows[n] for n in new], output.take([of_start[n] for n in new]))
+
+    # Ends.
+
+    def _set_back(self, request: Request) -> None:
+        """Have all running rows of a request wait again."""
+        if self._prefill is not None and self._prefill.starts[0].request is request:
+            self._set_prefill_back()
+        rows = [row for row in self.slots.rows if row.request is request]
+        for row in rows:
+            self.slots.remove(row)
+        for group in [rows] if request.beams else [[row] for row in rows]:
+            if group:
+                group.sort(key=lambda row: row.index)
+                self._admission.set_back(Start(request, group))
+
+    def _set_prefill_back(self) -> None:
+        assert self._prefill is not None
+        for start in self._prefill.starts:
+            self._admission.set_back(start)
+        self._prefill, self.slots.prefilling = None, False
+
+    def _fail_request(self, request: Request, error: Exception, broken: bool = False) -> None:
+        """End one request with an error; `broken` if its keys and values are not numbers."""
+        self._remove(request, broken)
+        self._events.append(Failed(request, error))
+
+    def _remove(self, request: Request, broken: bool = False) -> None:
+        """Take all of a request away."""
+        if self._prefill is not None and self._prefill.starts[0].request is request:
+            for row in self._prefill.starts[0].rows:
+                self._admission.left(row)
+            self._prefill, self.slots.prefilling = None, False
+        for row in [row for row in self.slots.rows if row.request is request]:
+            self._admission.left(row)
+            (self.slots.discard if broken else self.slots.remove)(row)
+        self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self._admission.remove(request)
+        del self._live[request]
+
+    def _forward(
+        self, kind: str, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+    ) -> tuple[StepOutput, float]:
+        """Run a step; return its output and how long it took."""
+        start = time.perf_counter()
+        output = self._runtime.forward(slot, token_ids, every)
+        seconds = time.perf_counter() - start
+        for hook in list(self.hooks):
+            try:
+                hook(Forward(kind, [len(tokens) for tokens in token_ids], seconds))
+            except Exception as error:
+                logger.warning("a step hook is dropped, since it raised %r", error)
+                self.hooks.remove(hook)
+        return output, seconds
+
+
+def _search(request: Request) -> BeamSearch:
+    assert request.beams is not None
+    return BeamSearch(
+        num_beams=request.samples,
+        num_return_sequences=request.beams.num_return_sequences,
+        length_penalty=request.beams.length_penalty,
+        early_stopping=request.beams.early_stopping,
+        eos_token_id=request.parameters.eos_token_id,
+        max_length=request.max_length,
+    )
+
+
+def _take(row: Row, token_id: int) -> None:
+    """Append a token to a row: here and nowhere else."""
+    row.token_ids.append(token_id)
+    row.seen[token_id] = True
+    if row.counts is not None:
+        row.counts[token_id] += 1
+
+
+def _append(row: Row, token_id: int) -> None:
+    """Give a row its next token, and finish it if that decides its text."""
+    if token_id == row.request.parameters.eos_token_id:
+        row.finish_reason = "eos"
+        return
+    _take(row, token_id)
+    if row.stops.feed(token_id):
+        row.finish_reason = "stop"
+    elif len(row.token_ids) == row.request.max_length:
+        row.finish_reason = "length"
+
+
+def _take_note(row: Row, note: sampling.Note) -> None:
+    if note.log_probs is not None:
+        row.log_probs.append(note.log_probs)
+    if note.score is not None:
+        row.scores.append(note.score)
+
+
+def _own(error: Exception) -> Exception:
+    """An error like this one: raised in several threads, one object would mix their tracebacks."""
+    try:
+        own = type(error)(*error.args)
+    except Exception:  # its class is made in another way
+        own = RuntimeError(str(error))
+    own.__cause__ = error
+    return own

@@ -55,9 +55,9 @@ class _GraphBuilder:
             self._weight(name, table)
         self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
         self._constant("flat", [-1, config.n_embd])
+        self._constant("row", [-1])
         self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
         if self._precision == "int8":
-            self._constant("last_axis", [-1])
             # -1 to 1 as 1 to 255: with signed weights, unsigned inputs take the fast path.
             self._constant("row_scale", np.float32(1 / 127))
             self._constant("row_zero", np.uint8(128))
@@ -76,6 +76,7 @@ class _GraphBuilder:
         logits = self._node("Add", [logits, self._weight("lm_head_bias", lm_bias)])
         self._node("Cast", [logits], ["logits"], to=TensorProto.FLOAT)
         self._node("TopK", ["logits", "num_candidates"], ["candidates", "candidate_ids"], axis=-1)
+        self._logsumexp()
         return self._model()
 
     def _block(
@@ -111,6 +112,16 @@ class _GraphBuilder:
         mixed = self._node("Concat", [attention, inner], axis=-1)
         update = self._matmul(name + "w_out", mixed, block.w_out)
         return hidden, update, self._weight(name + "b_out", block.b_out)
+
+    def _logsumexp(self) -> None:
+        """The largest logit less the logarithm of its softmax.
+
+        ONNX Runtime's Softmax is vectorised; its ReduceLogSumExp takes ten times as long.
+        """
+        softmax = self._node("Softmax", ["logits"], axis=-1)
+        largest = (self._node("ReduceMax", [x, "row"], keepdims=0) for x in ("logits", softmax))
+        logit, probability = largest
+        self._node("Sub", [logit, self._node("Log", [probability])], ["logsumexp"])
 
     def _embedding(self, wte: Array) -> str:
         if self._precision in ("fp32", "fp16"):
@@ -161,7 +172,7 @@ class _GraphBuilder:
         depend on its batch; here they cannot, as sums of integers are exact.
         """
         values, scales = quantize.per_channel(weight)
-        largest = self._node("ReduceMax", [self._node("Abs", [x]), "last_axis"], keepdims=1)
+        largest = self._node("ReduceMax", [self._node("Abs", [x]), "row"], keepdims=1)
         # A row of zeros becomes NaN, then some integers, and zeros again by the last product.
         rows = self._node("Div", [x, largest])
         product = self._node(
@@ -225,6 +236,7 @@ class _GraphBuilder:
         outputs = [
             value("candidates", TensorProto.FLOAT, ["outputs", count]),
             value("candidate_ids", TensorProto.INT64, ["outputs", count]),
+            value("logsumexp", TensorProto.FLOAT, ["outputs"]),
             value("logits", TensorProto.FLOAT, ["outputs", config.vocab_size]),
         ]
         shape: list[str | int | None] = ["rows", config.n_head, "capacity", config.head_dim]

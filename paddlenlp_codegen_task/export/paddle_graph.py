@@ -23,7 +23,7 @@ from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights, rotary_tables
 
-GRAPH_VERSION = 2  # part of an export's key: raise it with every change of `step` or its files
+GRAPH_VERSION = 3  # part of an export's key: raise it with every change of `step` or its files
 PROGRAM_FILES = ("model.json", "model.pdmodel")  # of Paddle 3 and Paddle 2
 PARAMETERS_FILE = "model.pdiparams"
 
@@ -49,7 +49,7 @@ def step(
     past_lengths: Tensor,
     output_rows: Tensor,
     caches: list[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run T new tokens of each of B rows through the model, writing their keys and values.
 
     Args:
@@ -64,7 +64,8 @@ def step(
 
     Returns:
         Candidate logits [M, NUM_CANDIDATES] float32 in descending order, candidate ids
-        [M, NUM_CANDIDATES] int64, and all logits [M, vocab_size] float32.
+        [M, NUM_CANDIDATES] int64, the logsumexp of each row [M] float32, and all logits
+        [M, vocab_size] float32.
     """
     heads, head_dim = config.n_head, config.head_dim
     batch, length = paddle.shape(token_ids)[0], paddle.shape(token_ids)[1]
@@ -118,7 +119,7 @@ def step(
     logits = paddle.matmul(hidden, parameter("lm_head_weight")) + parameter("lm_head_bias")
     logits = logits.astype("float32")
     candidates, candidate_ids = paddle.topk(logits, min(NUM_CANDIDATES, config.vocab_size))
-    return candidates, candidate_ids, logits
+    return candidates, candidate_ids, paddle.logsumexp(logits, axis=-1), logits
 
 
 def _layer_norm(config: CodeGenConfig, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,11 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 
 # Tokens of one prefill step. Longer prompts run in several: bounds the [heads, tokens, capacity]
-# attention scores.
+# attention scores, and how long a prompt holds up those that run beside it.
 PREFILL_CHUNK = 256
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-# Keys and values of some tokens of one slot: [n_head, tokens, head_dim] for each buffer.
-Block = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,29 @@ class StepOutput:
     Attributes:
         candidates: [M, C] float32, the C largest logits in descending order.
         candidate_ids: [M, C] int64, their tokens.
+        logsumexp: [M] float32, log(sum(exp(logit))) over the vocabulary; NaN if a logit is.
         logits: fetches all logits, [M, vocab_size] float32; only until the next step.
     """
 
     candidates: Floats
     candidate_ids: Ids
+    logsumexp: Floats
     logits: Callable[[], Floats]
 
     def take(self, rows: Sequence[int]) -> StepOutput:
         """The same for some of the rows, in their order."""
         chosen = list(rows)
         return StepOutput(
-            self.candidates[chosen], self.candidate_ids[chosen], lambda: self.logits()[chosen]
+            self.candidates[chosen],
+            self.candidate_ids[chosen],
+            self.logsumexp[chosen],
+            lambda: self.logits()[chosen],
         )
+
+    def keep(self) -> StepOutput:
+        """The same, and it outlives the next step."""
+        logits = np.array(self.logits())
+        return StepOutput(self.candidates, self.candidate_ids, self.logsumexp, lambda: logits)
 
 
 class Runtime(Protocol):
@@ -49,16 +57,15 @@ class Runtime(Protocol):
 
     Attributes:
         config: sizes of the model.
-        cache: how much room the buffers have, and how much of it is used.
+        cache: the keys and values of each slot.
         inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+        device_id: the GPU it runs on, None for the CPU.
     """
 
     config: CodeGenConfig
     cache: KVCache
     inputs: list[tuple[str, list[int | None], str]]
-
-    def reset(self, slots: int) -> None:
-        """Forget all sequences; `slots` new ones are expected to run at once."""
+    device_id: int | None
 
     def forward(
         self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
@@ -71,18 +78,6 @@ class Runtime(Protocol):
             every: return the logits of every token instead; then there is one row only.
         """
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
-
-    def read(self, slot: int, first: int, last: int) -> Block:
-        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
-
-    def write(self, slot: int, block: Block) -> None:
-        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
-
-    def clear(self) -> None:
-        """Free the buffers; new ones are allocated when they are needed."""
-
     def close(self) -> None:
         """Free the model and its buffers."""
 
@@ -90,7 +85,7 @@ class Runtime(Protocol):
 def pack(
     cache: KVCache, slot: int, token_ids: Sequence[Sequence[int]], every: bool
 ) -> tuple[Ids, Ids, Ids]:
-    """Lay out the new tokens of consecutive slots as a graph takes them.
+    """Lay out the new tokens of consecutive slots as a graph takes them, with room for them.
 
     Returns:
         token ids [B, T], padded on the right; the slots' lengths [B] before them; and where the
@@ -98,11 +93,14 @@ def pack(
     """
     if every and len(token_ids) != 1:
         raise ValueError(f"every token's logits are there for one row only, not {len(token_ids)}")
-    longest = max(map(len, token_ids))
-    padded = np.zeros((len(token_ids), longest), np.int64)
+    rows, longest = len(token_ids), max(map(len, token_ids))
+    lengths = np.array([cache.length(slot + row) for row in range(rows)], np.int64)
+    cache.reserve(slot + rows, int(lengths.max()) + longest)
+    if longest == 1:
+        return np.array(token_ids, np.int64), lengths, np.arange(rows)
+    padded = np.zeros((rows, longest), np.int64)
     for row, tokens in enumerate(token_ids):
         padded[row, : len(tokens)] = tokens
-    lengths = np.array([cache.lengths[slot + row] for row in range(len(token_ids))], np.int64)
     if every:
         return padded, lengths, np.arange(longest)
     last = [row * longest + len(tokens) - 1 for row, tokens in enumerate(token_ids)]
@@ -112,7 +110,7 @@ def pack(
 def prefill(runtime: Runtime, slot: int, prompts: Sequence[Sequence[int]]) -> StepOutput:
     """Start new sequences in consecutive slots; the output is that of each prompt's last token."""
     for row in range(len(prompts)):
-        runtime.cache.lengths[slot + row] = 0
+        runtime.cache.truncate(slot + row, 0)
     return extend(runtime, slot, prompts)
 
 

@@ -46,8 +46,9 @@ class Engine(Protocol):
         device_id: int | None,
         num_threads: int,
         precision: str,
+        cuda_graph: bool,
     ) -> Runtime:
-        """Load what `export` wrote."""
+        """Load what `export` wrote; ValueError if it cannot capture CUDA graphs and should."""
 
 
 def choose(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
+from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime import huge_pages
-from paddlenlp_codegen_task.runtime.base import Block, StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import StepOutput, pack
 from paddlenlp_codegen_task.runtime.cuda_graph import FixedStep
-from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+from paddlenlp_codegen_task.runtime.kv_cache import HostMemory, KVCache
+from paddlenlp_codegen_task.runtime.onnx_memory import DeviceMemory
 
 PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
-_OUTPUTS = ("candidates", "candidate_ids", "logits")
+_SMALL_OUTPUTS = ("candidates", "candidate_ids", "logsumexp")  # wanted on the host, every step
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -49,18 +50,9 @@ def find_device(device: str) -> int | None:
     Raises:
         ValueError: it is none of these, or this ONNX Runtime has no CUDA provider.
     """
-    has_cuda = _CUDA in onnxruntime.get_available_providers()
-    if device == "cpu" or (device == "auto" and not has_cuda):
-        return None
-    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
-    if match is None:
-        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {device!r}")
-    if not has_cuda:
-        raise ValueError(
-            f"device: {device!r} needs ONNX Runtime's CUDA provider: pip install onnxruntime-gpu, "
-            "or use 'cpu'"
-        )
-    return int(match[1] or 0)
+    gpus = None if _CUDA in onnxruntime.get_available_providers() else 0
+    missing = "needs ONNX Runtime's CUDA provider: pip install onnxruntime-gpu, or use 'cpu'"
+    return devices.parse(device, gpus, missing)
 
 
 def versions() -> dict[str, str]:
@@ -89,8 +81,7 @@ def load(
     device_id: int | None,
     num_threads: int,
     precision: str,
-    *,
-    cuda_graph: bool = False,
+    cuda_graph: bool,
 ) -> OnnxRuntime:
     """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
     return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
@@ -100,7 +91,9 @@ class OnnxRuntime:
     """An ONNX graph and the KV buffers it writes to, which stay on the device.
 
     Attributes:
+        cache: the keys and values of each slot.
         inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+        device_id: the GPU it runs on, None for the CPU.
     """
 
     def __init__(
@@ -116,7 +109,7 @@ class OnnxRuntime:
         With `cuda_graph`, decode steps are captured as CUDA graphs and replayed.
         """
         self.config = config
-        self.cache = KVCache(config.n_positions)
+        self.device_id = device_id
         self._device = ("cpu", 0) if device_id is None else ("cuda", device_id)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
@@ -135,29 +128,26 @@ class OnnxRuntime:
         self.inputs = _inputs(self._session)
         (dtype,) = (dtype for name, _, dtype in self.inputs if name == "key_cache_0")
         self._dtype = np.dtype(dtype)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        path = str(folder / onnx_files.COPY_FILE)
-        self._copier = onnxruntime.InferenceSession(path, options, providers)
+        if device_id is None:
+            memory: HostMemory | DeviceMemory = HostMemory(config, self._dtype)
+        else:
+            copier = folder / onnx_files.COPY_FILE
+            memory = DeviceMemory(config, self._dtype, copier, providers, self._device)
+        self.cache = KVCache(config, memory)
+        self._address = memory.address
         self._names = [
             (f"{kind}_cache_{layer}", f"{kind}_present_{layer}")
             for layer in range(config.n_layer)
             for kind in ("key", "value")
         ]
-        self._buffers: list[Any] = []
         self._binding = self._session.io_binding()
-        self._bound: tuple[int, int] | None = None
+        self._bound: tuple[int, int, int] | None = None  # version of the buffers, slot and rows
         self._outputs: dict[int, dict[str, Any]] = {}  # by their rows
         self._bound_rows = 0  # of outputs
-        # With CUDA graphs: a step for each number of rows and capacity, until the buffers change.
-        self._steps: dict[tuple[int, int], FixedStep] | None = {} if cuda_graph else None
+        # With CUDA graphs: a step for each number of rows, capacity and allocation of the buffers.
+        self._steps: dict[tuple[int, int, int], FixedStep] | None = {} if cuda_graph else None
         self._steps_made = 0
         self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
-
-    def reset(self, slots: int) -> None:
-        """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
-        self.cache.reset(slots)
-        self._bound = None
 
     def forward(
         self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
@@ -167,7 +157,6 @@ class OnnxRuntime:
             raise RuntimeError("this runtime is closed")
         rows = len(token_ids)
         padded, lengths, last = pack(self.cache, slot, token_ids, every)
-        self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
         totals = lengths + [len(tokens) for tokens in token_ids]
         inputs: dict[str, np.ndarray[Any, Any]] = {
             "token_ids": padded,
@@ -184,108 +173,60 @@ class OnnxRuntime:
             self._session.run_with_iobinding(self._binding, self._run_options)
             # Kept by us: get_outputs() would wrap every KV buffer anew, at each step.
             outputs = self._outputs[len(last)]
-        candidates, candidate_ids, logits = (outputs[name] for name in _OUTPUTS)
         for row, tokens in enumerate(token_ids):
-            self.cache.lengths[slot + row] += len(tokens)
+            self.cache.extended(slot + row, len(tokens))
         # numpy() shows memory that the next step writes to.
-        return StepOutput(candidates.numpy().copy(), candidate_ids.numpy().copy(), logits.numpy)
-
-    def copy(self, source: int, target: int) -> None:
-        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
-        self._reserve(target + 1, self.cache.lengths[source])
-        shape = self._slots_shape(1)
-        size = math.prod(shape) * self._dtype.itemsize
-        for buffer in self._buffers:
-            start = buffer.data_ptr()
-            self._copy(start + source * size, shape, start + target * size, shape)
-        self.cache.lengths[target] = self.cache.lengths[source]
-
-    def read(self, slot: int, first: int, last: int) -> Block:
-        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
-        shape = self._slots_shape(1)
-        offset = slot * math.prod(shape) * self._dtype.itemsize
-        pads = np.array([0, 0, -first, 0, 0, 0, last - self.cache.capacity, 0])
-        block = []
-        for buffer in self._buffers:
-            binding = self._copier.io_binding()
-            binding.bind_cpu_input("pads", pads)
-            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
-            binding.bind_input("x", *memory)
-            binding.bind_output("y", "cpu")
-            self._copier.run_with_iobinding(binding)
-            block.append(binding.get_outputs()[0].numpy()[0])
-        return block
-
-    def write(self, slot: int, block: Block) -> None:
-        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
-        tokens = block[0].shape[1]
-        self._reserve(slot + 1, tokens)
-        shape = self._slots_shape(1)
-        offset = slot * math.prod(shape) * self._dtype.itemsize
-        pads = np.array([0, 0, 0, 0, 0, 0, self.cache.capacity - tokens, 0])
-        for buffer, part in zip(self._buffers, block, strict=True):
-            binding = self._copier.io_binding()
-            binding.bind_cpu_input("pads", pads)
-            binding.bind_cpu_input("x", part[None])
-            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
-            binding.bind_output("y", *memory)
-            self._copier.run_with_iobinding(binding)
-        self.cache.lengths[slot] = tokens
+        small = [outputs[name].numpy().copy() for name in _SMALL_OUTPUTS]
+        return StepOutput(small[0], small[1], small[2], outputs["logits"].numpy)
 
     def close(self) -> None:
         """Free the model and its buffers."""
-        self._session = self._copier = self._binding = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Free the buffers; new ones are allocated when they are needed."""
-        self._buffers.clear()
+        self._session = self._binding = None
         self._outputs.clear()
-        self.cache.reset(0)
-        self._unbind()
-
-    def _unbind(self) -> None:
-        """What was bound to buffers that are gone is not to be run any more."""
-        self._bound = None
         if self._steps is not None:
             self._steps.clear()
+        self.cache.clear()
 
     def _bind(self, slot: int, rows: int, outputs: int) -> None:
         """Prepare steps of consecutive slots with so many rows of outputs."""
-        if self._bound != (slot, rows):
+        wanted = self.cache.version, slot, rows
+        if self._bound != wanted:
             self._binding = self._bound_caches(slot, rows)
-            self._bound = slot, rows
+            self._bound = wanted
         elif self._bound_rows == outputs:
             return
         if outputs not in self._outputs:
             # Those of one row are kept, as drafts come between; of 64 rows, logits are megabytes.
             self._outputs = {n: one for n, one in self._outputs.items() if n == 1}
-            devices = (("cpu", 0), ("cpu", 0), self._device)
+            host = ("cpu", 0)
             self._outputs[outputs] = {
-                name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, *device)
-                for (name, (shape, dtype)), device in zip(
-                    self._output_shapes(outputs).items(), devices, strict=True
+                name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    shape, dtype, *(host if name in _SMALL_OUTPUTS else self._device)
                 )
+                for name, (shape, dtype) in self._output_shapes(outputs).items()
             }
         for name, value in self._outputs[outputs].items():
             self._binding.bind_ortvalue_output(name, value)
         self._bound_rows = outputs
 
     def _output_shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of the graph's outputs but the caches, as _OUTPUTS orders them."""
+        """Shape and dtype of the graph's outputs but the caches."""
         vocab_size = self.config.vocab_size
         count = min(NUM_CANDIDATES, vocab_size)
         return {
             "candidates": ((rows, count), np.float32),
             "candidate_ids": ((rows, count), np.int64),
+            "logsumexp": ((rows,), np.float32),
             "logits": ((rows, vocab_size), np.float32),
         }
 
     def _fixed_step(self, rows: int) -> FixedStep:
         """The decode step of the first slots that is captured as a CUDA graph."""
         assert self._steps is not None
-        key = rows, self.cache.capacity
+        key = rows, self.cache.capacity, self.cache.allocation
         if key not in self._steps:
+            # Of buffers that are gone, nothing is to be run any more.
+            self._steps = {k: one for k, one in self._steps.items() if k[2] == key[2]}
             self._steps_made += 1
             self._steps[key] = FixedStep(
                 self._bound_caches(0, rows),
@@ -299,54 +240,14 @@ class OnnxRuntime:
 
     def _bound_caches(self, slot: int, rows: int) -> Any:
         """A binding of the graph's caches to consecutive slots, as input and as output."""
-        shape = self._slots_shape(rows)
+        shape = rows, self.config.n_head, self.cache.capacity, self.config.head_dim
         offset = slot * math.prod(shape[1:]) * self._dtype.itemsize
         binding = self._session.io_binding()
-        for (cache, present), buffer in zip(self._names, self._buffers, strict=True):
-            memory = (*self._device, self._dtype, shape, buffer.data_ptr() + offset)
+        for (cache, present), buffer in zip(self._names, self.cache.buffers, strict=True):
+            memory = (*self._device, self._dtype, shape, self._address(buffer) + offset)
             binding.bind_input(cache, *memory)
             binding.bind_output(present, *memory)
         return binding
-
-    def _reserve(self, slots: int, capacity: int) -> None:
-        """Grow the buffers if they must hold more, keeping what they hold."""
-        old_shape = self._slots_shape(self.cache.slots)
-        if not self.cache.grow(slots, capacity):
-            return
-        self._bound = None
-        shape = self._slots_shape(self.cache.slots)
-        size = math.prod(shape)
-        if not math.prod(old_shape):  # nothing to keep: what was allocated before may be enough
-            fit = [buffer.shape()[0] >= size for buffer in self._buffers]
-            if len(fit) < len(self._names) or not all(fit):  # growing may have failed midway
-                self._unbind()
-                self._buffers.clear()
-                self._buffers = [self._zeros(size) for _ in self._names]
-            return
-        self._unbind()
-        for i, old in enumerate(self._buffers):
-            new = self._zeros(size)
-            self._copy(old.data_ptr(), old_shape, new.data_ptr(), shape)
-            self._buffers[i] = new
-
-    def _slots_shape(self, slots: int) -> tuple[int, int, int, int]:
-        """Shape of so many slots of a buffer."""
-        return slots, self.config.n_head, self.cache.capacity, self.config.head_dim
-
-    def _copy(
-        self, source: int, source_shape: Sequence[int], target: int, target_shape: Sequence[int]
-    ) -> None:
-        """Copy between addresses on the device, into the front corner of a larger shape."""
-        binding = self._copier.io_binding()
-        added = np.subtract(target_shape, source_shape)
-        binding.bind_cpu_input("pads", np.concatenate([np.zeros_like(added), added]))
-        binding.bind_input("x", *self._device, self._dtype, source_shape, source)
-        binding.bind_output("y", *self._device, self._dtype, target_shape, target)
-        self._copier.run_with_iobinding(binding)
-
-    def _zeros(self, size: int) -> Any:
-        """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, self._dtype), *self._device)
 
 
 def _capturing(providers: list[Any]) -> list[Any]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.export.paddle_graph import Tensor
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime.base import Block, Ids, StepOutput, pack
-from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+from paddlenlp_codegen_task.runtime import device as devices
+from paddlenlp_codegen_task.runtime.base import Ids, StepOutput, pack
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place
 
 DTYPES = {"fp32": "float32", "fp16": "float16"}
 PRECISIONS = tuple(DTYPES)
@@ -35,16 +36,8 @@ def find_device(device: str) -> int | None:
         ValueError: it is none of these, or there is no such GPU.
     """
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-    if device == "cpu" or (device == "auto" and not gpus):
-        return None
-    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
-    if match is None:
-        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {device!r}")
-    device_id = int(match[1] or 0)
-    if device_id >= gpus:
-        seen = f"sees {gpus}" if paddle.is_compiled_with_cuda() else "is built for CPUs only"
-        raise ValueError(f"device: there is no {device!r}: this Paddle {seen}; use 'cpu'")
-    return device_id
+    seen = f"sees {gpus}" if paddle.is_compiled_with_cuda() else "is built for CPUs only"
+    return devices.parse(device, gpus, f"is no GPU here: this Paddle {seen}; use 'cpu'")
 
 
 def versions() -> dict[str, str]:
@@ -64,9 +57,20 @@ def export(weights: FusedWeights, folder: Path, precision: str) -> None:
 
 
 def load(
-    folder: Path, config: CodeGenConfig, device_id: int | None, num_threads: int, precision: str
+    folder: Path,
+    config: CodeGenConfig,
+    device_id: int | None,
+    num_threads: int,
+    precision: str,
+    cuda_graph: bool,
 ) -> PaddleRuntime:
-    """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
+    """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU.
+
+    Raises:
+        ValueError: `cuda_graph`, which only ONNX Runtime has.
+    """
+    if cuda_graph:
+        raise ValueError("cuda_graph=True needs engine='onnxruntime'")
     graph = StaticGraph(folder, config, device_id, num_threads)
     return PaddleRuntime(graph, config, device_id, DTYPES[precision])
 
@@ -114,10 +118,11 @@ class StaticGraph:
         for handle, value in zip(self._inputs, (token_ids, past_lengths, output_rows), strict=True):
             handle.copy_from_cpu(value)
         self._predictor.run()
-        candidates, candidate_ids, logits = (
+        candidates, candidate_ids, logsumexp, logits = (
             self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
         )
-        return StepOutput(candidates.copy_to_cpu(), candidate_ids.copy_to_cpu(), logits.copy_to_cpu)
+        small = [one.copy_to_cpu() for one in (candidates, candidate_ids, logsumexp)]
+        return StepOutput(small[0], small[1], small[2], logits.copy_to_cpu)
 
 
 def _let_mkl_use_avx2() -> None:
@@ -180,7 +185,7 @@ class EagerGraph:
     def run(self, token_ids: Ids, past_lengths: Ids, output_rows: Ids) -> StepOutput:
         """Run one step; shapes as in `paddle_graph.step`."""
         with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            candidates, candidate_ids, logits = paddle_graph.step(
+            candidates, candidate_ids, logsumexp, logits = paddle_graph.step(
                 self._config,
                 self._parameters.__getitem__,
                 paddle.to_tensor(token_ids, place=self._place),
@@ -188,36 +193,79 @@ class EagerGraph:
                 paddle.to_tensor(output_rows, place=self._place),
                 self._caches,
             )
-            return StepOutput(candidates.numpy(), candidate_ids.numpy(), logits.numpy)
+            small = [one.numpy() for one in (candidates, candidate_ids, logsumexp)]
+            return StepOutput(small[0], small[1], small[2], logits.numpy)
 
 
 def _place(device_id: int | None) -> str:
     return "cpu" if device_id is None else f"gpu:{device_id}"
 
 
+class PaddleMemory:
+    """Buffers in Paddle's tensors, [slots * n_head * capacity, head_dim]: see kv_cache.Memory."""
+
+    def __init__(self, config: CodeGenConfig, dtype: str, place: str) -> None:
+        self._dtype, self._place = np.dtype(dtype), place
+        self._heads, self._head_dim = config.n_head, config.head_dim
+        self._rows: dict[tuple[Place, int, int], Tensor] = {}  # the last ones, for every buffer
+        self.itemsize = self._dtype.itemsize
+
+    def zeros(self, tokens: int) -> Tensor:
+        """See Memory."""
+        with paddle_graph.paddle_mode(static=False):
+            values = np.zeros((tokens * self._heads, self._head_dim), self._dtype)
+            return paddle.to_tensor(values, place=self._place)
+
+    def copy(self, source: Tensor, at: Place, target: Tensor, to: Place, tokens: int) -> None:
+        """See Memory."""
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            read, write = self._where(at, 0, tokens), self._where(to, 0, tokens)
+            target.scatter_(write, paddle.gather(source, read))
+
+    def read(self, buffer: Tensor, at: Place, first: int, last: int) -> npt.NDArray[Any]:
+        """See Memory."""
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            values = paddle.gather(buffer, self._where(at, first, last)).numpy()
+        found: npt.NDArray[Any] = values.reshape(self._heads, last - first, self._head_dim)
+        return found
+
+    def write(self, buffer: Tensor, at: Place, first: int, values: npt.NDArray[Any]) -> None:
+        """See Memory."""
+        flat = values.reshape(-1, self._head_dim).astype(self._dtype, copy=False)
+        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
+            rows = self._where(at, first, first + values.shape[1])
+            buffer.scatter_(rows, paddle.to_tensor(flat, place=self._place))
+
+    def _where(self, at: Place, first: int, last: int) -> Tensor:
+        """Where tokens of a slot are in a buffer, its rows."""
+        key = at, first, last
+        if key not in self._rows:
+            if len(self._rows) > 1:
+                self._rows.clear()
+            heads = np.arange(at.slot * self._heads, (at.slot + 1) * self._heads)[:, None]
+            rows = heads * at.capacity + np.arange(first, last)
+            self._rows[key] = paddle.to_tensor(rows.reshape(-1), place=self._place)
+        return self._rows[key]
+
+
 class PaddleRuntime:
     """A Paddle graph and the KV buffers it writes to, which stay on the device.
 
     Attributes:
+        cache: the keys and values of each slot.
         inputs: name, shape (None where it varies) and dtype of the graph's inputs.
+        device_id: the GPU it runs on, None for the CPU.
     """
 
     def __init__(
         self, graph: Graph, config: CodeGenConfig, device_id: int | None, dtype: str
     ) -> None:
         self.config = config
-        self.cache = KVCache(config.n_positions)
-        self._graph: Graph | None = graph
-        self._place = _place(device_id)
-        self._dtype = dtype
+        self.device_id = device_id
+        self.cache = KVCache(config, PaddleMemory(config, dtype, _place(device_id)))
         self.inputs = paddle_graph.inputs(config, dtype)
-        self._buffers: list[Tensor] = []
-        self._bound: tuple[int, int] | None = None
-
-    def reset(self, slots: int) -> None:
-        """Forget all sequences; `slots` new ones are expected. The buffers stay allocated."""
-        self.cache.reset(slots)
-        self._bound = None
+        self._graph: Graph | None = graph
+        self._bound: tuple[int, int, int] | None = None  # version of the buffers, slot and rows
 
     def forward(
         self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
@@ -227,101 +275,23 @@ class PaddleRuntime:
             raise RuntimeError("this runtime is closed")
         rows = len(token_ids)
         padded, lengths, last = pack(self.cache, slot, token_ids, every)
-        self._reserve(slot + rows, int(lengths.max()) + padded.shape[1])
-        if self._bound != (slot, rows):
+        wanted = self.cache.version, slot, rows
+        if self._bound != wanted:
             size = self.config.n_head * self.cache.capacity
             with paddle_graph.paddle_mode(static=False):
                 self._graph.bind(
-                    [buffer._slice(slot * size, (slot + rows) * size) for buffer in self._buffers]
+                    [
+                        buffer._slice(slot * size, (slot + rows) * size)
+                        for buffer in self.cache.buffers
+                    ]
                 )
-            self._bound = slot, rows
+            self._bound = wanted
         output = self._graph.run(padded, lengths, last)
         for row, tokens in enumerate(token_ids):
-            self.cache.lengths[slot + row] += len(tokens)
+            self.cache.extended(slot + row, len(tokens))
         return output
-
-    def copy(self, source: int, target: int) -> None:
-        """Copy the sequence in slot `source` to slot `target`, replacing what is there."""
-        self._reserve(target + 1, self.cache.lengths[source])
-        length = self.cache.lengths[source]
-        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            read, write = self._rows(source, 0, length), self._rows(target, 0, length)
-            for buffer in self._buffers:
-                buffer.scatter_(write, paddle.gather(buffer, read))
-        self.cache.lengths[target] = length
-
-    def read(self, slot: int, first: int, last: int) -> Block:
-        """Copy the keys and values of tokens `first` to `last` - 1 of a slot to the host."""
-        shape = (self.config.n_head, last - first, self.config.head_dim)
-        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            rows = self._rows(slot, first, last)
-            return [paddle.gather(one, rows).numpy().reshape(shape) for one in self._buffers]
-
-    def write(self, slot: int, block: Block) -> None:
-        """Start a sequence in a slot with keys and values that `read` has given from token 0 on."""
-        tokens = block[0].shape[1]
-        self._reserve(slot + 1, tokens)
-        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            rows = self._rows(slot, 0, tokens)
-            for buffer, part in zip(self._buffers, block, strict=True):
-                flat = part.reshape(-1, self.config.head_dim)
-                buffer.scatter_(rows, paddle.to_tensor(flat, place=self._place))
-        self.cache.lengths[slot] = tokens
-
-    def _rows(self, slot: int, first: int, last: int) -> Tensor:
-        """Where tokens of a slot are in a buffer [slots * n_head * capacity, head_dim]."""
-        heads, capacity = self.config.n_head, self.cache.capacity
-        rows = (slot * heads + np.arange(heads)[:, None]) * capacity + np.arange(first, last)
-        return paddle.to_tensor(rows.reshape(-1), place=self._place)
 
     def close(self) -> None:
         """Free the model and its buffers."""
         self._graph = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Free the buffers; new ones are allocated when they are needed."""
-        self._buffers.clear()
-        self.cache.reset(0)
-        self._bound = None
-
-    def _reserve(self, slots: int, capacity: int) -> None:
-        """Grow the buffers if they must hold more, keeping what they hold."""
-        old_slots, old_capacity = self.cache.slots, self.cache.capacity
-        if not self.cache.grow(slots, capacity):
-            return
-        self._bound = None
-        heads, width = self.config.n_head, self.config.head_dim
-        shape = [self.cache.slots, heads, self.cache.capacity, width]
-        with paddle_graph.paddle_mode(static=False), paddle.no_grad():
-            if (
-                not old_capacity
-            ):  # nothing to keep: what was allocated before serves if it is enough
-                if not self._fit(math.prod(shape[:3])):
-                    self._buffers.clear()
-                    self._buffers = [self._zeros(shape) for _ in range(2 * self.config.n_layer)]
-                return
-            old_shape = [old_slots, heads, old_capacity, width]
-            for i, buffer in enumerate(self._buffers):
-                self._buffers[i] = self._grown(buffer, old_shape, shape)
-
-    def _fit(self, rows: int) -> bool:
-        """Whether all buffers are there with so many rows: growing them may have failed midway."""
-        if len(self._buffers) < 2 * self.config.n_layer:
-            return False
-        return all(buffer.shape[0] >= rows for buffer in self._buffers)
-
-    def _grown(self, buffer: Tensor, old_shape: list[int], shape: list[int]) -> Tensor:
-        """A larger buffer [slots, heads, capacity, head_dim], flat, with the old one's content."""
-        grown = buffer._slice(0, math.prod(old_shape[:3])).reshape(old_shape)
-        for axis in (2, 0):
-            extra = [*grown.shape]
-            extra[axis] = shape[axis] - extra[axis]
-            if extra[axis]:
-                grown = paddle.concat([grown, self._zeros(extra).reshape(extra)], axis=axis)
-        return grown.reshape([-1, shape[3]])
-
-    def _zeros(self, shape: list[int]) -> Tensor:
-        """A flat buffer of zeros: 0 weights times NaN left in fresh memory would still be NaN."""
-        flat = [math.prod(shape[:3]), shape[3]]
-        return paddle.to_tensor(np.zeros(flat, self._dtype), place=self._place)
+        self.cache.clear()

@@ -1,0 +1,295 @@
+"""What is asked for, and how far it is: records that know of no scheduler, sampler or runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paddlenlp_codegen_task.generation_config import EarlyStopping, GenerationConfig
+
+FinishReason = Literal["stop", "eos", "length"]
+
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int32]
+
+
+class Stops(Protocol):
+    """Follows a text token by token; `stopping.StopChecker` is one."""
+
+    def feed(self, token_id: int) -> bool:
+        """Append a token; return whether no further token can change `text`."""
+
+    @property
+    def text(self) -> str:
+        """The truncated text of all tokens fed."""
+
+    @property
+    def settled(self) -> str:
+        """What `text` begins with, whatever tokens follow."""
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens of a row, cheaply; `speculation` has two."""
+
+    def kind(self, row: Row) -> str:
+        """What the next guess would be made from, "" if there is none to make."""
+
+    def draft(self, row: Row, limit: int) -> list[int]:
+        """Return at most `limit` tokens, at least one of which was asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """How the tokens of a request are chosen; fields as in GenerationConfig where they have a name.
+
+    Attributes:
+        top_k: 1 for greedy search, the size of the vocabulary for all tokens.
+        greedy: nothing is drawn.
+        eos_from: how many new tokens come before the end-of-text token may.
+        bias: [vocab_size], added to the logits: -inf for tokens that may not come; None for none.
+        bias_raises: whether some of it is above 0.
+        logprobs: so many of the likeliest tokens are reported; None for no report.
+        scores: whether PaddleNLP's score of each token is reported.
+        columns: the numbers among these, in the order of `COLUMNS`.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    greedy: bool
+    eos_from: int
+    eos_token_id: int
+    bias: npt.NDArray[np.float32] | None
+    bias_raises: bool
+    logprobs: int | None
+    scores: bool
+    columns: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, config: GenerationConfig, eos_token_id: int, vocab_size: int) -> Parameters:
+        """Those of a configuration, for a model with this vocabulary.
+
+        Raises:
+            ValueError: an option names a token that the vocabulary does not have.
+        """
+        greedy = config.decode_strategy != "sampling"
+        numbers = {
+            "temperature": 1.0 if greedy else config.temperature,
+            "top_k": 1 if greedy else min(config.top_k or vocab_size, vocab_size),
+            "top_p": 1.0 if greedy else config.top_p,
+            "min_p": 0.0 if greedy else config.min_p,
+            "repetition_penalty": config.repetition_penalty,
+            "presence_penalty": config.presence_penalty,
+            "frequency_penalty": config.frequency_penalty,
+            "eos_from": config.max_length if config.ignore_eos else config.min_length,
+        }
+        bias = _bias(config, vocab_size)
+        ranked = 0 if config.best_of is not None else None  # by log-probabilities
+        return cls(
+            **numbers,  # type: ignore[arg-type]  # integers where the fields are
+            greedy=greedy,
+            eos_token_id=eos_token_id,
+            bias=bias,
+            bias_raises=bias is not None and bool((bias > 0).any()),
+            logprobs=config.logprobs if config.logprobs is not None else ranked,
+            scores=config.output_scores,
+            columns=np.array([numbers[name] for name in COLUMNS], np.float64),
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether how often a token has come matters."""
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+
+COLUMNS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "eos_from",
+)
+
+
+def _bias(config: GenerationConfig, vocab_size: int) -> npt.NDArray[np.float32] | None:
+    if not config.logit_bias and not config.suppress_tokens:
+        return None
+    bias = np.zeros(vocab_size, np.float32)
+    for name, ids in (
+        ("logit_bias", config.logit_bias or ()),
+        ("suppress_tokens", config.suppress_tokens),
+    ):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise ValueError(
+                    f"{name}: the vocabulary has {vocab_size} tokens, there is no {token_id}"
+                )
+    for token_id, value in (config.logit_bias or {}).items():
+        bias[token_id] = value
+    bias[list(config.suppress_tokens)] = -np.inf
+    if np.isneginf(bias).all():
+        raise ValueError("suppress_tokens: leaves no token to choose")
+    return bias
+
+
+class Context(NamedTuple):
+    """What a token is chosen by, beside the logits.
+
+    Attributes:
+        parameters: how.
+        seen: [vocab_size], the tokens before it.
+        counts: [vocab_size], how often each was generated, if the parameters ask for that.
+        length: how many new tokens are before it.
+        draw: uniform in [0, 1).
+    """
+
+    parameters: Parameters
+    seen: Bools
+    counts: Counts | None
+    length: int
+    draw: float
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How the rows of a beam search, the request's `samples`, become hypotheses."""
+
+    num_return_sequences: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+
+
+@dataclass(eq=False)
+class Batch:
+    """The requests of one call: at most `limit` rows of them run at once."""
+
+    limit: int
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, and how it is to be completed.
+
+    Attributes:
+        prompt_ids: its tokens, at least one.
+        parameters: how tokens are chosen.
+        max_length: most new tokens of a row.
+        samples: rows to generate, independent of one another; with `beams` they are the beams.
+        batch: the call that it belongs to.
+        stops: makes what follows the text of a row, and says when it is decided.
+        drafters: makes what guesses the tokens of a row that runs alone, in order of preference.
+        vocab_size: tokens that there are.
+        beams: with beam search.
+        seed: of the random numbers, each row's own; None for new ones.
+        streamed: whether text is wanted as soon as it is settled.
+    """
+
+    prompt_ids: Sequence[int]
+    parameters: Parameters
+    max_length: int
+    samples: int
+    batch: Batch
+    stops: Callable[[], Stops]
+    drafters: Callable[[], list[Drafter]]
+    vocab_size: int
+    beams: Beams | None = None
+    seed: int | None = None
+    streamed: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens that a row keeps keys and values of: not of the last one."""
+        return len(self.prompt_ids) + self.max_length - 1
+
+
+class Draws:
+    """Random numbers of one row, uniform in [0, 1); a seed repeats them, whatever else runs."""
+
+    def __init__(self, seed: int | None, sample: int) -> None:
+        self._generator = np.random.default_rng(None if seed is None else [seed, sample])
+        self._peeked: list[float] = []
+
+    def next(self) -> float:
+        """Take the next one."""
+        return self._peeked.pop(0) if self._peeked else self._generator.random()
+
+    def peek(self, count: int) -> list[float]:
+        """Those that the next `count` calls of `next` will give."""
+        while len(self._peeked) < count:
+            self._peeked.append(self._generator.random())
+        return self._peeked[:count]
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence being generated.
+
+    Attributes:
+        request: what it belongs to.
+        index: tells it from the request's other rows.
+        stops: follows its text.
+        draws: its random numbers.
+        seen: [vocab_size], whether a token occurs in the prompt or the completion.
+        counts: [vocab_size], how often a token occurs in the completion, if that matters.
+        drafters: guess its next tokens when it runs alone.
+        token_ids: the new tokens, without the end-of-text token.
+        log_probs: of each token chosen, if they were asked for, the end-of-text token included:
+            what the model gave it, and the likeliest tokens with theirs.
+        scores: of each token chosen, if they were asked for: its log-probability as PaddleNLP
+            counts it.
+        finish_reason: "stop" (truncation matched), "eos" or "length"; None while it runs.
+        age: rows that started later have more.
+        shown: how many characters of its text have been handed out.
+    """
+
+    request: Request
+    index: int
+    stops: Stops
+    draws: Draws
+    seen: Bools
+    counts: Counts | None
+    drafters: list[Drafter]
+    age: int
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    shown: int = 0
+
+    @property
+    def history(self) -> list[int]:
+        """The prompt and the new tokens."""
+        return [*self.request.prompt_ids, *self.token_ids]
+
+    def release(self) -> None:
+        """Give up what only a running row needs: a call may have a million of them."""
+        self.seen = np.zeros(0, bool)
+        self.counts = None
+        self.drafters = []
+
+
+def new_row(request: Request, index: int, age: int) -> Row:
+    """The `index`-th row of a request, before its first token."""
+    seen = np.zeros(request.vocab_size, bool)
+    seen[np.asarray(request.prompt_ids)] = True
+    return Row(
+        request,
+        index,
+        request.stops(),
+        Draws(request.seed, index),
+        seen,
+        np.zeros(request.vocab_size, np.int32) if request.parameters.counts else None,
+        [] if request.beams else request.drafters(),
+        age,
+    )

@@ -1,0 +1,131 @@
+"""Choosing a token from all logits of a row, where its candidates do not settle the choice.
+
+Nothing sorts the vocabulary: a histogram of the weights tells in which bin the nucleus ends, and in
+which one the draw falls, and only those two are sorted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from paddlenlp_codegen_task.decoding.request import Context
+from paddlenlp_codegen_task.runtime.base import Floats, Ids
+
+Doubles = npt.NDArray[np.float64]
+
+_BINS = 1024
+_SPAN = 24.0  # in units of the temperature: what is below e**-24 of the likeliest shares a bin
+_BLOCK = 256
+
+
+def processed(logits: Floats, context: Context) -> Floats:
+    """A row's logits [vocab_size] after penalties and biases, float32."""
+    parameters = context.parameters
+    logits = logits.astype(np.float32)  # a copy
+    if context.length < parameters.eos_from and parameters.eos_token_id >= 0:
+        logits[parameters.eos_token_id] = -np.inf
+    if parameters.repetition_penalty != 1:
+        ids, penalty = np.flatnonzero(context.seen), np.float32(parameters.repetition_penalty)
+        some = logits[ids]
+        logits[ids] = np.where(some < 0, some * penalty, some / penalty)
+    if context.counts is not None:
+        ids = np.flatnonzero(context.counts)
+        lowered = parameters.frequency_penalty * context.counts[ids] + parameters.presence_penalty
+        logits[ids] -= lowered.astype(np.float32)
+    if parameters.bias is not None:
+        logits += parameters.bias
+    return logits
+
+
+def choose(logits: Floats, context: Context) -> int:
+    """Choose a token by all logits of its row, [vocab_size]."""
+    parameters = context.parameters
+    logits = processed(logits, context)
+    largest = logits.max()
+    if parameters.temperature >= 1e-30:
+        weights = np.exp((logits - largest) / np.float32(parameters.temperature))
+    else:  # float32 has no such number; whatever is below the largest weighs nothing
+        weights = (logits == largest).astype(np.float32)
+    if parameters.top_k == len(logits) and parameters.top_p == 1 and parameters.min_p == 0:
+        return _draw(weights, context.draw)
+    total = weights.sum(dtype=np.float64)
+    lowest = np.float32(-np.inf)
+    if parameters.top_k < len(logits):
+        lowest = np.partition(logits, -parameters.top_k)[-parameters.top_k]
+    ids = np.arange(len(logits))
+    if lowest > -np.inf or parameters.min_p:
+        ids = np.flatnonzero((logits >= lowest) & (weights >= np.float32(parameters.min_p)))
+        logits, weights = logits[ids], weights[ids]
+    mass = parameters.top_p * total if parameters.top_p < 1 else np.inf
+    return int(ids[_nucleus_draw(logits, weights, mass, context.draw, parameters.temperature)])
+
+
+def _draw(weights: npt.NDArray[np.float32], draw: float) -> int:
+    """Draw from a whole distribution, which needs no order: first a block, then a token of it."""
+    count = len(weights)
+    padded = np.zeros(-(-count // _BLOCK) * _BLOCK, np.float32)
+    padded[:count] = weights
+    blocks = np.cumsum(padded.reshape(-1, _BLOCK).sum(axis=1), dtype=np.float64)
+    target = draw * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    start = block * _BLOCK
+    within = np.cumsum(padded[start : start + _BLOCK], dtype=np.float64)
+    if block:
+        target -= blocks[block - 1]
+    # Rounding may leave the target at the block's end: then the last token that weighs anything.
+    last = int(np.flatnonzero(padded[start : start + _BLOCK])[-1])
+    return start + min(int(np.searchsorted(within, target, side="right")), last)
+
+
+def _nucleus_draw(
+    logits: Floats, weights: Floats, mass: float, draw: float, temperature: float
+) -> int:
+    """Draw among the likeliest tokens before which at most `mass` of the weights lies.
+
+    Args:
+        logits: [N], of the tokens to choose among, the smaller token first.
+        weights: [N], exp of them relative to the largest.
+        mass: what all tokens before one may weigh, in likelihood's order, for it to be kept.
+        draw: uniform in [0, 1).
+        temperature: of the weights.
+
+    Returns:
+        The index of the token that the draw falls on, the kept ones in order of likelihood.
+    """
+    largest = logits.max()
+    span = min(_SPAN * temperature, max(float(largest - logits.min()), 1e-30))
+    bins = np.minimum((largest - logits) * np.float32(min(_BINS / span, 1e30)), _BINS - 1)
+    bins = bins.astype(np.int32)
+    ends: Doubles = np.cumsum(np.bincount(bins, weights=weights, minlength=_BINS))
+    last, total = _BINS, float(ends[-1])  # the bin in which the nucleus ends, and what it weighs
+    if mass < total:
+        last = int(np.searchsorted(ends, mass, side="right"))
+        order, before = _bin(logits, weights, bins, last, ends)
+        kept = int((before[:-1] <= mass).sum())
+        total = before[kept]
+    target = draw * total
+    place = min(int(np.searchsorted(ends, target, side="right")), last)
+    if place == _BINS:  # the product has been rounded up to the total
+        place = int(bins.max())
+    if place != last:
+        order, before = _bin(logits, weights, bins, place, ends)
+        kept = len(order)
+    at = int(np.searchsorted(before[1 : kept + 1], target, side="right"))
+    return int(order[min(at, kept - 1)])
+
+
+def _bin(
+    logits: Floats, weights: Floats, bins: npt.NDArray[np.int32], number: int, ends: Doubles
+) -> tuple[Ids, Doubles]:
+    """A bin's tokens [n] in order of likelihood, and what lies before each, [n + 1]."""
+    ids = np.flatnonzero(bins == number)
+    ids = ids[np.argsort(-logits[ids], kind="stable")]  # of equal ones the smallest token is first
+    before = np.concatenate([[0.0], np.cumsum(weights[ids], dtype=np.float64)])
+    return ids, before + (ends[number - 1] if number else 0.0)
+
+
+def log_softmax(logits: Floats, token_id: int) -> float:
+    """The logarithm of a token's softmax, in float64: sums of many of them are compared."""
+    below = (logits - logits.max()).astype(np.float64)
+    return float(below[token_id] - np.log(np.exp(below).sum()))

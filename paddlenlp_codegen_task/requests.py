@@ -1,0 +1,210 @@
+"""From options and text to requests, and from their rows to completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paddlenlp_codegen_task.decoding.request import (
+    Batch,
+    Beams,
+    Drafter,
+    FinishReason,
+    Parameters,
+    Request,
+    Row,
+)
+from paddlenlp_codegen_task.decoding.stopping import StopChecker
+from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.loading import LoadedModel
+from paddlenlp_codegen_task.truncation import Truncator
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion of a prompt.
+
+    Attributes:
+        text: what follows the prompt, truncated.
+        token_ids: the tokens generated, those that truncation cut off included.
+        finish_reason: "stop" (truncation or stop matched), "eos" (end of text) or "length"
+            (max_length).
+        prompt_tokens: how many tokens the prompt has, as far as it was used.
+        logprobs: for each of token_ids, with the option `logprobs`: token to log-probability, of
+            the token itself (first) and of the likeliest.
+        score: with the option `output_scores`, as PaddleNLP counts it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    logprobs: tuple[dict[int, float], ...] | None = None
+    score: float | None = None
+
+
+class PromptTooLong(ValueError):
+    """A prompt of `tokens` tokens leaves no room for `max_length` more: only `room` fit."""
+
+    def __init__(self, number: int, tokens: int, max_length: int, room: int, context: int) -> None:
+        """Say so of the prompt with this number."""
+        self.tokens, self.max_length, self.room = tokens, max_length, room
+        super().__init__(
+            f"prompt {number} has {tokens} tokens, and with max_length {max_length} only {room} "
+            f"fit the context of {context}: shorten it, lower max_length, or pass "
+            "prompt_overflow='truncate_left'"
+        )
+
+
+class Call:
+    """What one call asks for, checked; makes a request of each of its prompts."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        config: GenerationConfig,
+        batch_size: int,
+        drafters: Callable[[], list[Drafter]],
+        streamed: bool = False,
+    ) -> None:
+        """Check options against a model.
+
+        Args:
+            model: what is to run.
+            config: the options.
+            batch_size: most rows of the call that run at once.
+            drafters: makes what guesses a row's tokens.
+            streamed: whether text is wanted as soon as it is settled.
+
+        Raises:
+            ValueError: an option is not possible with this model.
+        """
+        sizes = model.runtime.config
+        self.config = config
+        self._model = model
+        self._context, self._vocab_size = sizes.n_positions, sizes.vocab_size
+        self._drafters = drafters
+        self._streamed = streamed
+        self._beams: Beams | None = None
+        self.samples = config.best_of or config.num_return_sequences
+        if config.decode_strategy == "beam_search":
+            if 2 * config.num_beams > self._vocab_size:
+                raise ValueError(
+                    f"num_beams must be at most half of the vocabulary, got {config.num_beams}"
+                )
+            if config.num_beams > 1:  # of one, it is greedy search
+                self.samples = config.num_beams
+                self._beams = Beams(
+                    config.num_return_sequences, config.length_penalty, config.early_stopping
+                )
+        if config.max_length >= self._context:
+            raise ValueError(
+                f"max_length must be below the model's context of {self._context} tokens, "
+                f"got {config.max_length}"
+            )
+        self.batch = Batch(batch_size)
+        self._parameters = Parameters.of(config, model.tokenizer.eos_token_id, self._vocab_size)
+        self._truncator = Truncator(config.truncation, config.stop)
+
+    def request(self, text: Any, number: int) -> Request:
+        """Make a request of a prompt, the `number`-th of the call.
+
+        Raises:
+            TypeError, ValueError: it is none, or does not fit the model or its memory.
+        """
+        prompt_ids = self._encode(checked_prompt(text, number), number)
+        request = Request(
+            prompt_ids,
+            self._parameters,
+            self.config.max_length,
+            self.samples,
+            self.batch,
+            lambda: StopChecker(self._model.tokenizer, self._truncator, text),
+            self._drafters,
+            self._vocab_size,
+            self._beams,
+            self.config.seed,
+            self._streamed,
+        )
+        self._check_memory(request, number)
+        return request
+
+    def completions(self, request: Request, rows: list[Row]) -> list[Completion]:
+        """The completions of a request, from all its rows in their order."""
+        if self.config.best_of is not None:
+            rows = sorted(rows, key=_mean_log_prob, reverse=True)
+        wanted = rows[: self.config.num_return_sequences]
+        return [self._completion(row, len(request.prompt_ids)) for row in wanted]
+
+    def _encode(self, text: str, number: int) -> list[int]:
+        """Tokens of a prompt, if they fit the context beside max_length new ones."""
+        room = self._context - self.config.max_length
+        try:
+            token_ids = self._model.tokenizer.encode(text)
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
+        if not token_ids:
+            raise ValueError(f"prompt {number}: the tokenizer knows none of its characters")
+        if len(token_ids) <= room:
+            return token_ids
+        if self.config.prompt_overflow == "truncate_left":
+            return token_ids[-room:]
+        raise PromptTooLong(number, len(token_ids), self.config.max_length, room, self._context)
+
+    def _check_memory(self, request: Request, number: int) -> None:
+        """Refuse now what could never run."""
+        cache = self._model.runtime.cache
+        rows = request.samples if request.beams else 1
+        if not cache.fits(rows, request.most_tokens):
+            beams = f" in {rows} beams" if rows > 1 else ""
+            raise ValueError(
+                f"prompt {number} with max_length {request.max_length} comes to "
+                f"{request.most_tokens} tokens{beams}, whose keys and values take "
+                f"{cache.bytes(rows, request.most_tokens):,} bytes, and kv_cache_bytes allows "
+                f"{cache.max_bytes:,}: shorten it, lower max_length, or load with a larger "
+                "kv_cache_bytes"
+            )
+
+    def _completion(self, row: Row, prompt_tokens: int) -> Completion:
+        assert row.finish_reason is not None, "its request is finished"
+        token_ids = tuple(row.token_ids)
+        logprobs = None
+        if self.config.logprobs is not None:
+            noted = zip(token_ids, row.log_probs, strict=False)  # end of text is not in token_ids
+            logprobs = tuple({token_id: own, **top} for token_id, (own, top) in noted)
+        score = sum(row.scores) / len(row.scores) if self.config.output_scores else None
+        return Completion(
+            row.stops.text, token_ids, row.finish_reason, prompt_tokens, logprobs, score
+        )
+
+
+def _mean_log_prob(row: Row) -> float:
+    return sum(log_prob for log_prob, _ in row.log_probs) / len(row.log_probs)
+
+
+def checked_progress(value: Any) -> bool | None:
+    """Return the option `progress`, or raise a TypeError."""
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"progress must be True, False or None, got {value!r}")
+    return value
+
+
+def checked_prompts(prompts: Any) -> list[Any]:
+    """Return one prompt or several as a list, or raise an error that says which is wrong."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"prompts must be a str or a list of str, got {type(prompts).__name__}")
+    if not prompts:
+        raise ValueError("prompts must not be an empty list")
+    return list(prompts)
+
+
+def checked_prompt(text: Any, number: int) -> str:
+    """Return the `number`-th prompt of a call, or raise an error that names it."""
+    if not isinstance(text, str):
+        raise TypeError(f"prompt {number} must be a str, got {type(text).__name__}")
+    if not text:
+        raise ValueError(f"prompt {number} must not be empty")
+    return text

@@ -1,0 +1,88 @@
+"""KV buffers on a GPU, for ONNX Runtime: copies are runs of a small graph."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.runtime.kv_cache import Buffer, Place
+
+
+class DeviceMemory:
+    """Buffers in device memory: see kv_cache.Memory.
+
+    The graph pads or cuts a slot [1, n_head, capacity, head_dim] along its tokens, so what is
+    copied is a whole slot, whatever it holds.
+    """
+
+    def __init__(
+        self,
+        config: CodeGenConfig,
+        dtype: npt.DTypeLike,
+        graph: Path,
+        providers: list[Any],
+        device: tuple[str, int],
+    ) -> None:
+        """Load the graph that copies; `device` is a name and a number."""
+        self._dtype = np.dtype(dtype)
+        self._heads, self._head_dim = config.n_head, config.head_dim
+        self._device = device
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._copier = onnxruntime.InferenceSession(str(graph), options, providers)
+        self.itemsize = self._dtype.itemsize
+
+    def zeros(self, tokens: int) -> Buffer:
+        """See Memory."""
+        values = np.zeros(tokens * self._heads * self._head_dim, self._dtype)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(values, *self._device)
+
+    def address(self, buffer: Buffer) -> int:
+        """Where a buffer begins."""
+        return int(buffer.data_ptr())
+
+    def copy(self, source: Buffer, at: Place, target: Buffer, to: Place, tokens: int) -> None:
+        """See Memory."""
+        binding = self._binding(0, to.capacity - at.capacity)
+        binding.bind_input("x", *self._slot(source, at))
+        binding.bind_output("y", *self._slot(target, to))
+        self._copier.run_with_iobinding(binding)
+
+    def read(self, buffer: Buffer, at: Place, first: int, last: int) -> npt.NDArray[Any]:
+        """See Memory."""
+        binding = self._binding(-first, last - at.capacity)
+        binding.bind_input("x", *self._slot(buffer, at))
+        binding.bind_output("y", "cpu")
+        self._copier.run_with_iobinding(binding)
+        values: npt.NDArray[Any] = binding.get_outputs()[0].numpy()[0]
+        return values
+
+    def write(self, buffer: Buffer, at: Place, first: int, values: npt.NDArray[Any]) -> None:
+        """See Memory."""
+        values = values.astype(self._dtype, copy=False)
+        if first:  # what is before stays, and a slot can be written as a whole only
+            before = self.read(buffer, at, 0, first)
+            values = np.concatenate([before, values], axis=1)
+        binding = self._binding(0, at.capacity - values.shape[1])
+        binding.bind_cpu_input("x", np.ascontiguousarray(values[None]))
+        binding.bind_output("y", *self._slot(buffer, at))
+        self._copier.run_with_iobinding(binding)
+
+    def _binding(self, before: int, after: int) -> Any:
+        """A binding with so many tokens added, or taken away, at a slot's ends."""
+        binding = self._copier.io_binding()
+        pads = np.array([0, 0, before, 0, 0, 0, after, 0], np.int64)
+        binding.bind_cpu_input("pads", pads)
+        return binding
+
+    def _slot(self, buffer: Buffer, at: Place) -> tuple[Any, ...]:
+        """A slot as a binding takes it: device, dtype, shape and address."""
+        shape = 1, self._heads, at.capacity, self._head_dim
+        offset = at.slot * math.prod(shape) * self._dtype.itemsize
+        return (*self._device, self._dtype, shape, self.address(buffer) + offset)
