@@ -1,21 +1,22 @@
-"""A runtime whose "model" is a checksum of each slot's history."""
+"""A runtime whose "model" is a checksum of each slot's history, over the real KV cache."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
-from paddlenlp_codegen_task.runtime.kv_cache import KVCache
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput, pack
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place
 
 VOCAB = 50
 EOS = 0
 CONFIG = CodeGenConfig(
-    vocab_size=VOCAB, n_positions=2048, n_embd=8, n_layer=1, n_head=4, rotary_dim=2, n_inner=8
+    vocab_size=VOCAB, n_positions=2048, n_embd=4, n_layer=1, n_head=1, rotary_dim=2, n_inner=8
 )
 
 
@@ -23,64 +24,91 @@ def next_token(history: Rows[int]) -> int:
     return zlib.crc32(bytes(history)) % VOCAB
 
 
-@dataclass
+class FakeMemory:
+    """Buffers of token ids, [slots, capacity]; -1 where nothing was written."""
+
+    itemsize = 1  # so that KVCache counts n_embd = 4 bytes a token and buffer, 12 in all
+
+    def zeros(self, tokens: int) -> np.ndarray:
+        return np.full(tokens, -1)
+
+    def copy(self, source: Any, at: Place, target: Any, to: Place, tokens: int) -> None:
+        self._slot(target, to)[:tokens] = self._slot(source, at)[:tokens].copy()
+
+    def read(self, buffer: Any, at: Place, first: int, last: int) -> np.ndarray:
+        return self._slot(buffer, at)[first:last].copy()[None, :, None]
+
+    def write(self, buffer: Any, at: Place, first: int, values: np.ndarray) -> None:
+        if values.ndim == 3 and values.shape[0] == 1:
+            self._slot(buffer, at)[first : first + values.shape[1]] = values[0, :, 0]
+
+    def _slot(self, buffer: Any, at: Place) -> Any:
+        assert at.slot >= 0
+        assert (at.slot + 1) * at.capacity <= len(buffer)
+        return buffer[at.slot * at.capacity : (at.slot + 1) * at.capacity]
+
+
 class FakeRuntime:
-    """Keeps what was written to each slot; a slot's length decides how much of it counts."""
+    """Keeps what was written to each slot; a slot's length decides how much of it counts.
 
-    batch_size: int
-    config: CodeGenConfig = CONFIG
-    cache: KVCache = field(default_factory=lambda: KVCache(CONFIG.n_positions))
-    written: dict[int, list[int]] = field(default_factory=dict)
-    calls: list[tuple[int, list[int]]] = field(default_factory=list)  # slot, new tokens a row
-    copies: list[tuple[int, int]] = field(default_factory=list)
+    Attributes:
+        calls: slot and number of new tokens of each row, of each step.
+        most_rows: more than so many are not expected.
+        on_forward: may raise, or change the output, of a step.
+    """
 
-    def reset(self, slots: int) -> None:
-        self.cache.reset(slots)
-        self.written.clear()
+    def __init__(self, most_rows: int = 10**9, config: CodeGenConfig = CONFIG) -> None:
+        self.config = config
+        self.cache = KVCache(config, FakeMemory())
+        self.device_id = None
+        self.inputs: list[Any] = []
+        self.calls: list[tuple[int, list[int]]] = []
+        self.most_rows = most_rows
+        self.most_bytes = 0
+        self.closed = False
+        self.on_forward: Callable[[int, Rows[Rows[int]], StepOutput], StepOutput] | None = None
+
+    def held(self, slot: int) -> list[int]:
+        """The tokens of a slot."""
+        length = self.cache.length(slot)
+        if not length:
+            return []
+        return self.cache.read(slot, 0, length)[0].ravel().tolist()
 
     def forward(self, slot: int, token_ids: Rows[Rows[int]], every: bool = False) -> StepOutput:
         assert token_ids
+        assert all(token_ids)
         assert not every or len(token_ids) == 1
-        assert slot >= 0
-        self.cache.grow(slot + len(token_ids), 0)
-        assert self.cache.slots <= self.batch_size
-        assert len(token_ids) * max(map(len, token_ids)) <= max(PREFILL_CHUNK, self.batch_size)
+        assert slot + len(token_ids) <= self.most_rows
+        assert len(token_ids) * max(map(len, token_ids)) <= max(PREFILL_CHUNK, self.most_rows)
+        pack(self.cache, slot, token_ids, every)
+        self.most_bytes = max(
+            self.most_bytes, self.cache.bytes(self.cache.slots, self.cache.capacity)
+        )
         self.calls.append((slot, [len(tokens) for tokens in token_ids]))
         chosen = []
         for row, tokens in enumerate(token_ids, start=slot):
-            assert tokens
-            length = self.cache.lengths[row]
-            self.written[row] = [*self.written.get(row, [])[:length], *tokens]
-            assert len(self.written[row]) == length + len(tokens)  # else it starts amid nothing
-            self.cache.lengths[row] = len(self.written[row])
-            ends = range(length + 1, len(self.written[row]) + 1)
-            ends = ends if every else ends[-1:]
-            chosen += [next_token(self.written[row][:end]) for end in ends]
-        logits = np.eye(VOCAB, dtype=np.float32)[chosen]
-        ids = np.array(chosen, np.int64)[:, None]
-        return StepOutput(np.ones_like(ids, np.float32), ids, lambda: logits)
-
-    def copy(self, source: int, target: int) -> None:
-        assert 0 <= source < self.cache.slots
-        assert source != target
-        self.cache.grow(target + 1, self.cache.lengths[source])
-        assert self.cache.slots <= self.batch_size
-        self.copies.append((source, target))
-        self.written[target] = self.written[source]
-        self.cache.lengths[target] = self.cache.lengths[source]
-
-    def read(self, slot: int, first: int, last: int) -> list[np.ndarray]:
-        assert 0 <= first < last <= self.cache.lengths[slot]
-        return [np.array(self.written[slot][first:last])[None, :, None]]
-
-    def write(self, slot: int, block: list[np.ndarray]) -> None:
-        self.written[slot] = block[0].ravel().tolist()
-        self.cache.grow(slot + 1, len(self.written[slot]))
-        self.cache.lengths[slot] = len(self.written[slot])
-
-    def clear(self) -> None:
-        self.cache.reset(0)
-        self.written.clear()
+            history = [*self.held(row), *tokens]
+            assert -1 not in history
+            at = Place(row, self.cache.capacity)
+            for buffer in self.cache.buffers:
+                self.cache._memory.write(
+                    buffer, at, self.cache.length(row), np.array(tokens)[None, :, None]
+                )
+            self.cache.extended(row, len(tokens))
+            ends = range(len(history) - len(tokens) + 1, len(history) + 1)
+            chosen += [next_token(history[:end]) for end in (ends if every else ends[-1:])]
+        output = one_hot_output(chosen)
+        return self.on_forward(slot, token_ids, output) if self.on_forward else output
 
     def close(self) -> None:
-        pass
+        self.closed = True
+        self.cache.clear()
+
+
+def one_hot_output(tokens: list[int], vocab_size: int = VOCAB) -> StepOutput:
+    """What a step hands back whose rows give these tokens, far above all others."""
+    logits = 50 * np.eye(vocab_size, dtype=np.float32)[tokens]
+    ids = np.array(tokens, np.int64)[:, None]
+    candidates = np.full(ids.shape, 50, np.float32)
+    return StepOutput(candidates, ids, np.full(len(tokens), 50, np.float32), lambda: logits)

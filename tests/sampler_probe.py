@@ -1,18 +1,22 @@
-"""Looking into a Sampler, which gives tokens and not the probabilities it drew them by."""
+"""Looking into `sampling.choose`, which gives tokens and not the probabilities it drew them by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
+from scipy.special import logsumexp
 
-from paddlenlp_codegen_task.decoding.sampling import Sampler
-from paddlenlp_codegen_task.decoding.sequence import (
-    Advancer,
-    Sequence,
-    random_generator,
-    seen_tokens,
+from paddlenlp_codegen_task.decoding.request import (
+    Batch,
+    Context,
+    Drafter,
+    Parameters,
+    Request,
+    Row,
+    new_row,
 )
+from paddlenlp_codegen_task.decoding.sampling import Choice, choose
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.runtime.base import StepOutput
@@ -26,47 +30,65 @@ class NoText:
         return b""
 
 
-class Draws:
-    """In place of a sequence's generator: gives the draws it is told to."""
-
-    def __init__(self, draws: Iterable[float]) -> None:
-        self._draws = iter(draws)
-
-    def random(self) -> float:
-        return next(self._draws)
+GREEDY = GenerationConfig(decode_strategy="greedy_search", repetition_penalty=1.0)
 
 
-class NoSampler:
-    """In place of a sampler that is not asked."""
+def request(
+    vocab_size: int,
+    prompt_ids: list[int],
+    config: GenerationConfig = GREEDY,
+    *,
+    eos_token_id: int = -1,
+    max_length: int = 10**6,
+    samples: int = 1,
+    batch: Batch | None = None,
+    drafters: Iterable[Drafter] = (),
+    streamed: bool = False,
+) -> Request:
+    """A request whose text is never decided."""
+    return Request(
+        prompt_ids,
+        Parameters.of(config, eos_token_id, vocab_size),
+        max_length,
+        samples,
+        batch or Batch(10**6),
+        lambda: StopChecker(NoText(), Truncator(None)),
+        lambda: list(drafters),
+        vocab_size,
+        None,
+        config.seed,
+        streamed,
+    )
 
-    def advance(self, output: StepOutput, sequences: object) -> list[tuple[int, int]]:
-        raise AssertionError
 
-
-def sequence(
+def row(
     vocab_size: int,
     prompt_ids: list[int],
     token_ids: Iterable[int] = (),
-    generator: object = None,
-    sampler: Advancer | None = None,
+    config: GenerationConfig = GREEDY,
     eos_token_id: int = -1,
-    max_length: int = -1,
-) -> Sequence:
-    """A sequence that has generated `token_ids` and will draw from `generator`."""
-    made = Sequence(
-        0,
-        prompt_ids,
-        StopChecker(NoText(), Truncator(None)),
-        sampler or NoSampler(),
-        random_generator(0, 0),
-        seen_tokens(prompt_ids, vocab_size),
-        eos_token_id,
-        max_length,
-    )
+) -> Row:
+    """A row that has generated `token_ids`."""
+    made = new_row(request(vocab_size, prompt_ids, config, eos_token_id=eos_token_id), 0, 0)
     for token_id in token_ids:
-        made.append(token_id)
-    made.generator = generator  # type: ignore[assignment]
+        made.token_ids.append(token_id)
+        made.seen[token_id] = True
+        if made.counts is not None:
+            made.counts[token_id] += 1
     return made
+
+
+def context(
+    config: GenerationConfig,
+    vocab_size: int,
+    eos_token_id: int,
+    prompt_ids: Iterable[int],
+    token_ids: Iterable[int] = (),
+    draw: float = 0.0,
+) -> Context:
+    """What a token is chosen by after these."""
+    one = row(vocab_size, list(prompt_ids), token_ids, config, eos_token_id)
+    return Context(one.request.parameters, one.seen, one.counts, len(one.token_ids), draw)
 
 
 class CountedLogits:
@@ -86,7 +108,14 @@ def step_output(logits: np.ndarray, candidates: int = 64, seed: int = 0) -> Step
     ties = np.random.default_rng(seed).random(logits.shape)
     ids = np.lexsort((ties, -logits), axis=-1)[:, :candidates]
     top = np.take_along_axis(logits, ids, axis=1)
-    return StepOutput(top, ids.astype(np.int64), CountedLogits(logits))
+    total = logsumexp(logits.astype(np.float64), axis=1).astype(np.float32)
+    return StepOutput(top, ids.astype(np.int64), total, CountedLogits(logits))
+
+
+def tokens(choice: Choice) -> list[int]:
+    """The tokens of a choice from logits that are numbers."""
+    assert None not in choice.tokens
+    return [int(token) for token in choice.tokens if token is not None]
 
 
 def distribution(
@@ -106,9 +135,8 @@ def distribution(
     """
     vocab_size = len(logits)
     rows = np.tile(logits.astype(np.float32), (resolution, 1))
-    one = sequence(
-        vocab_size, prompt_ids, token_ids, Draws((np.arange(resolution) + 0.5) / resolution)
-    )
-    sampler = Sampler(config, eos_token_id, vocab_size)
-    chosen = sampler.choose(step_output(rows, candidates), [one] * resolution)
+    one = context(config, vocab_size, eos_token_id, prompt_ids, token_ids)
+    draws = (np.arange(resolution) + 0.5) / resolution
+    contexts = [one._replace(draw=float(draw)) for draw in draws]
+    chosen = tokens(choose(step_output(rows, candidates), contexts))
     return np.bincount(chosen, minlength=vocab_size) / resolution
