@@ -16,8 +16,10 @@ from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place
 VOCAB = 50
 EOS = 0
 CONFIG = CodeGenConfig(
-    vocab_size=VOCAB, n_positions=2048, n_embd=4, n_layer=1, n_head=1, rotary_dim=2, n_inner=8
+    vocab_size=VOCAB, n_positions=2048, n_embd=8, n_layer=1, n_head=4, rotary_dim=2, n_inner=8
 )
+
+TOKEN_BYTES = 24  # of keys and values, as KVCache counts them: three buffers of n_embd
 
 
 def next_token(history: Rows[int]) -> int:
@@ -27,7 +29,7 @@ def next_token(history: Rows[int]) -> int:
 class FakeMemory:
     """Buffers of token ids, [slots, capacity]; -1 where nothing was written."""
 
-    itemsize = 1  # so that KVCache counts n_embd = 4 bytes a token and buffer, 12 in all
+    itemsize = 1
 
     def zeros(self, tokens: int) -> np.ndarray:
         return np.full(tokens, -1)

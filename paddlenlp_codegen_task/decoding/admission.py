@@ -138,8 +138,10 @@ class Admission:
             count = request.samples if request.beams else 1
             if line.running + count > line.limit:
                 continue  # it waits for its own rows
-            tokens = len(request.prompt_ids)
-            if self._of_shared(line, count) > free or not accepts(request, count, tokens):
+            if self._of_shared(line, count) > free:
+                free = 0  # nobody takes a place before it, but of its own
+                continue
+            if not accepts(request, count, len(request.prompt_ids)):
                 return None
             return self._take(request, count)
         return None

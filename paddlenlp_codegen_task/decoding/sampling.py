@@ -214,13 +214,15 @@ def _totals(
         return r * b ** (q - 1), others * (r / others) ** q
 
     capped, spread = between(rest + slack)
-    most = known + np.where(q >= 1, capped, spread)
+    most: Doubles = known + np.where(q >= 1, capped, spread)
     capped, spread = between(rest - slack)
     least: Doubles = np.where(q >= 1, spread, capped)
     lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
     lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
     lowered |= [one.parameters.bias is not None for one in contexts]
-    return known + np.where(lowered, 0, least), np.where(np.isinf(bound), np.inf, most)
+    known_least: Doubles = known + np.where(lowered, 0.0, least)
+    most[np.isinf(bound)] = np.inf
+    return known_least, most
 
 
 def _notes(

@@ -17,42 +17,19 @@ from paddlenlp_codegen_task.decoding.pace import Pace
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.request import Drafter, Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput
+from paddlenlp_codegen_task.decoding.starting import Starting
+from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput
 from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
 
 logger = logging.getLogger(__name__)
 
-# Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
-# share of work, or if all with padding are few tokens: then a step costs reading the weights.
-PADDING_SHARE = 0.25
-SMALL_PREFILL = 64
-HEADROOM = 64  # tokens that a row must have room for beyond its prompt to start
-
 
 @dataclass(eq=False)
 class _Live:
-    """A request that has not ended."""
+    """A request that has not ended: its beams if it has some, and its rows that have ended."""
 
     search: BeamSearch | None
-    first_output: StepOutput | None = None  # of the prompt's last token, while samples wait
     ended: dict[int, Row] = field(default_factory=dict)  # by index
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """Prompts being run: several in one step, or a long one chunk by chunk.
-
-    Attributes:
-        starts: of each prompt, the rows that go on from it.
-        done: tokens of the only prompt that its slot holds.
-    """
-
-    starts: list[Start]
-    done: int = 0
-
-    @property
-    def rows(self) -> int:
-        return sum(len(start.rows) for start in self.starts)
 
 
 class Scheduler:
@@ -73,7 +50,7 @@ class Scheduler:
         self.slots = Slots(runtime.cache, prefix_cache)
         self._runtime = runtime
         self._admission = Admission(batch_size)
-        self._prefill: _Prefill | None = None
+        self._starting = Starting(self.slots, self._admission)
         self._live: dict[Request, _Live] = {}
         self._failed_drafters: list[Drafter] = []
         self._events: list[Event] = []
@@ -82,7 +59,8 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.slots.rows or self._prefill or self._admission.waiting)
+        waiting = self._starting.under_way or self._admission.waiting
+        return bool(self.slots.rows) or waiting
 
     @property
     def requests(self) -> list[Request]:
@@ -142,7 +120,7 @@ class Scheduler:
         self._live.clear()
         self._successors.clear()
         self._admission.clear()
-        self._prefill = None
+        self._starting.clear()
         self.slots.clear()
 
     # Decoding: plan what every row is fed, forward, apply what comes of it.
@@ -179,8 +157,8 @@ class Scheduler:
     def _make_room(self) -> None:
         """Let every running row take one more token; where the budget forbids it, set some back."""
         while self.slots.rows and not self.slots.room_for(0, self.slots.longest + 1):
-            if self._prefill is not None:  # the newest of all
-                self._set_prefill_back()
+            if self._starting.under_way:  # the newest of all
+                self._starting.set_back()
                 continue
             youngest = max(self.slots.rows, key=lambda row: row.age)
             if youngest.request.beams:
@@ -245,7 +223,9 @@ class Scheduler:
         row.release()
         if row in self.slots.rows:
             self._admission.left(row)
-            successor = self._admission.successor(request) if live.first_output else None
+            successor = None
+            if self._starting.first_output(request) is not None:
+                successor = self._admission.successor(request)
             if successor is None:
                 self.slots.remove(row)
             else:
@@ -260,9 +240,9 @@ class Scheduler:
         """Give rows that have taken another's place their first tokens; they may end by that."""
         while self._successors:
             row = self._successors.pop()
-            live = self._live.get(row.request)
-            if live is not None and live.first_output is not None:
-                self._advance([row], live.first_output)
+            output = self._starting.first_output(row.request)
+            if output is not None:  # else its request has ended
+                self._advance([row], output)
 
     # Speculation.
 
@@ -361,123 +341,22 @@ class Scheduler:
         for row in beams:
             self._retire(row)
 
-    # Starting: plan which prompts to run, forward at most a chunk of them, apply.
-
     def _start(self) -> None:
-        if self._prefill is None:
-            self._plan()
-        work = self._prefill
-        if work is None:
-            return
-        prompts = [start.request.prompt_ids for start in work.starts]
-        if len(prompts) == 1:
-            prompts = [prompts[0][work.done : work.done + PREFILL_CHUNK]]
-        output, _ = self._forward("prefill", len(self.slots.rows), prompts)
-        work.done += len(prompts[0])
-        if work.done >= len(work.starts[0].request.prompt_ids):
-            self._prefill, self.slots.prefilling = None, False
-            self._begin(work.starts, output)
-
-    def _plan(self) -> None:
-        """Take what starts next: prompts to run, and before them whatever needs no prefill."""
-        group: list[Start] = []
-
-        def accepts(request: Request, count: int, tokens: int) -> bool:
-            return self._accepts(group, request, count, tokens)
-
-        while (start := self._admission.next(accepts)) is not None:
-            if not group and self._begin_held(start):
-                continue
-            same = [one for one in group if one.request is start.request]
-            if same:
-                same[0].rows += start.rows
-            else:
-                group.append(start)
-        if group:
-            self._prefill = _Prefill(group)
-            self._begin_prefill(self._prefill)
-
-    def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
-        """Whether rows may start in the same step as those of `group`."""
-        rows = sum(len(start.rows) for start in group) + count
-        longest = max([tokens, *(len(start.rows[0].history) for start in group)])
-        headroom = min(HEADROOM, request.most_tokens - tokens)
-        if not self.slots.room_for(rows, longest + max(headroom, 0)):
-            return False
-        if not group or any(start.request is request for start in group):
-            return True
-        prompts = [len(one.request.prompt_ids) for one in group] + [len(request.prompt_ids)]
-        padded = max(prompts) * len(prompts)
-        if padded > max((1 + PADDING_SHARE) * sum(prompts), SMALL_PREFILL):
-            return False
-        if padded > PREFILL_CHUNK or self._sibling(request) is not None:
-            return False
-        return not any(self.slots.cached(one.prompt_ids) for one in (group[0].request, request))
-
-    def _sibling(self, request: Request) -> int | None:
-        """The slot of a row that runs and holds the prompt of a request, if its output is kept."""
-        if self._live[request].first_output is None:
-            return None
-        slots = (n for n, row in enumerate(self.slots.rows) if row.request is request)
-        return next(slots, None)
-
-    def _begin_held(self, start: Start) -> bool:
-        """Start a row whose prompt is held already; return whether it is."""
-        [row, *others] = start.rows
-        if others:
-            return False
-        source = self._sibling(start.request)
-        if source is None:
-            if not row.token_ids:
-                return False
-            tokens = len(row.history)
-            self.slots.reserve(1, tokens, self._admission.expected())
-            slot = self.slots.used
-            if self.slots.restore(slot, row.history) < len(start.request.prompt_ids):
-                return False
-        self.slots.append(row, source)
-        if not row.token_ids:
-            output = self._live[start.request].first_output
-            assert output is not None
-            self._advance([row], output)
-        return True
-
-    def _begin_prefill(self, work: _Prefill) -> None:
-        """Make room for prompts, and take from the prefix cache what it has of a single one."""
-        longest = max(len(row.history) for start in work.starts for row in start.rows)
-        self.slots.reserve(work.rows, longest, self._admission.expected())
-        slot = self.slots.used
-        if len(work.starts) == 1:
-            work.done = self.slots.restore(slot, work.starts[0].request.prompt_ids)
-        else:
-            for n in range(len(work.starts)):
-                self._runtime.cache.truncate(slot + n, 0)
-        self.slots.prefilling = True
-
-    def _begin(self, starts: list[Start], output: StepOutput) -> None:
-        """Have rows run whose prompts the slots behind the others hold."""
-        first = len(self.slots.rows)
-        rows, of_start = [start.rows[0] for start in starts], list(range(len(starts)))
-        for row in rows:
-            self.slots.append(row)
-        for n, start in enumerate(starts):
-            for row in start.rows[1:]:
-                self.slots.append(row, first + n)
-                rows.append(row)
-                of_start.append(n)
-            live = self._live[start.request]
-            if live.first_output is None and self._admission.unstarted(start.request):
-                live.first_output = output.take([n]).keep()
-        new = [n for n, row in enumerate(rows) if not row.token_ids]
-        if new:
-            self._advance([rows[n] for n in new], output.take([of_start[n] for n in new]))
+        """Have waiting rows start: plan, then forward at most a chunk of their prompts."""
+        if not self._starting.under_way:
+            self._successors += [row for row in self._starting.plan() if not row.token_ids]
+        chunk = self._starting.chunk()
+        if chunk:
+            output, _ = self._forward("prefill", len(self.slots.rows), chunk)
+            rows, of_rows = self._starting.take(output)
+            self._advance(rows, of_rows)
 
     # Ends.
 
     def _set_back(self, request: Request) -> None:
         """Have all running rows of a request wait again."""
-        if self._prefill is not None and self._prefill.starts[0].request is request:
-            self._set_prefill_back()
+        if self._starting.runs(request):
+            self._starting.set_back()
         rows = [row for row in self.slots.rows if row.request is request]
         for row in rows:
             self.slots.remove(row)
@@ -486,12 +365,6 @@ class Scheduler:
                 group.sort(key=lambda row: row.index)
                 self._admission.set_back(Start(request, group))
 
-    def _set_prefill_back(self) -> None:
-        assert self._prefill is not None
-        for start in self._prefill.starts:
-            self._admission.set_back(start)
-        self._prefill, self.slots.prefilling = None, False
-
     def _fail_request(self, request: Request, error: Exception, broken: bool = False) -> None:
         """End one request with an error; `broken` if its keys and values are not numbers."""
         self._remove(request, broken)
@@ -499,16 +372,13 @@ class Scheduler:
 
     def _remove(self, request: Request, broken: bool = False) -> None:
         """Take all of a request away."""
-        if self._prefill is not None and self._prefill.starts[0].request is request:
-            for row in self._prefill.starts[0].rows:
-                self._admission.left(row)
-            self._prefill, self.slots.prefilling = None, False
         for row in [row for row in self.slots.rows if row.request is request]:
             self._admission.left(row)
             (self.slots.discard if broken else self.slots.remove)(row)
         self._end(request)
 
     def _end(self, request: Request) -> None:
+        self._starting.remove(request)
         self._admission.remove(request)
         del self._live[request]
 

@@ -14,13 +14,13 @@ class Slots:
 
     Attributes:
         rows: the running ones; the place is the slot.
-        prefilling: whether the slot behind them is in use.
+        prefilling: slots behind them that are in use.
         prefix_cache: where keys and values of what leaves are kept; None for nowhere.
     """
 
     def __init__(self, cache: KVCache, prefix_cache: PrefixCache | None = None) -> None:
         self.rows: list[Row] = []
-        self.prefilling = False
+        self.prefilling = 0
         self.prefix_cache = prefix_cache
         self._cache = cache
 
@@ -49,7 +49,7 @@ class Slots:
     def restore(self, slot: int, token_ids: Sequence[int]) -> int:
         """Start a sequence with what the prefix cache has of it; return how many tokens it is."""
         self._cache.truncate(slot, 0)
-        if self.prefix_cache is None:
+        if self.prefix_cache is None or not token_ids:
             return 0
         return self.prefix_cache.restore(self._cache, slot, token_ids)
 
@@ -65,7 +65,6 @@ class Slots:
             source: the slot of a row with the same prompt, to copy the prompt from.
         """
         if source is not None:
-            assert not self.prefilling, "the slot is taken"
             self._cache.copy(source, len(self.rows), len(row.request.prompt_ids))
         self.rows.append(row)
 
@@ -88,8 +87,9 @@ class Slots:
         if slot < len(self.rows):
             self._cache.copy(len(self.rows), slot)
             self.rows[slot] = last
-        if self.prefilling:  # right behind the others
+        if self.prefilling:  # one at most, between steps, and right behind the others
             self._cache.copy(len(self.rows) + 1, len(self.rows))
+        self._cache.truncate(self.used, 0)
         self._cache.shrink(self.used)
 
     def discard(self, row: Row) -> None:
@@ -102,7 +102,7 @@ class Slots:
     def clear(self) -> None:
         """Free the buffers: what is in them may be anything."""
         self.rows.clear()
-        self.prefilling = False
+        self.prefilling = 0
         self._cache.clear()
 
     def _keep(self, slot: int) -> None:

@@ -110,6 +110,8 @@ class KVCache:
             return
         if tokens > self.max_capacity:
             raise ValueError(f"{tokens} tokens do not fit the context of {self.max_capacity}")
+        for slot, length in self._lengths.items():  # what is held keeps its room in any case
+            slots, tokens = max(slots, slot + 1 if length else 0), max(tokens, length)
         capacity = max(self.capacity, MIN_CAPACITY)
         while capacity < tokens:
             capacity *= 2

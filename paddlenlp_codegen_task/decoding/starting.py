@@ -1,0 +1,188 @@
+"""How rows start: which prompts run in one step, what of them is held already, where rows begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paddlenlp_codegen_task.decoding.admission import Admission, Start
+from paddlenlp_codegen_task.decoding.request import Request, Row
+from paddlenlp_codegen_task.decoding.slots import Slots
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
+
+# Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
+# share of work, or if all with padding are few tokens: then a step costs reading the weights.
+PADDING_SHARE = 0.25
+SMALL_PREFILL = 64
+HEADROOM = 64  # tokens that a row must have room for beyond its prompt to start
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """Prompts being run: several in one step, or a long one chunk by chunk.
+
+    Attributes:
+        starts: of each prompt, the rows that go on from it.
+        done: tokens of the only prompt that its slot holds.
+    """
+
+    starts: list[Start]
+    done: int
+
+
+class Starting:
+    """Brings waiting rows into slots. Between steps, one prompt at most is part done."""
+
+    def __init__(self, slots: Slots, admission: Admission) -> None:
+        self._slots = slots
+        self._admission = admission
+        self._prefill: _Prefill | None = None
+        # What followed the prompt, of requests with rows that have not started.
+        self._first_outputs: dict[Request, StepOutput] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a prompt is being run."""
+        return self._prefill is not None
+
+    def plan(self) -> list[Row]:
+        """Take what starts next, up to prompts that have to be run: `chunk` gives those.
+
+        Returns:
+            The rows that run at once, since their prompts are held; `first_output` is theirs.
+        """
+        begun: list[Row] = []
+        group: list[Start] = []
+
+        def accepts(request: Request, count: int, tokens: int) -> bool:
+            return self._accepts(group, request, count, tokens)
+
+        while self._prefill is None and (start := self._admission.next(accepts)) is not None:
+            same = [one for one in group if one.request is start.request]
+            if same:
+                same[0].rows += start.rows
+            elif not group and self._begin_held(start):
+                begun += start.rows
+            else:
+                group.append(start)
+        if group:
+            self._prefill = self._begin_prefill(group)
+        return begun
+
+    def chunk(self) -> Sequence[Sequence[int]]:
+        """The tokens that the slots behind the running rows take next; none if nothing waits."""
+        if self._prefill is None:
+            return []
+        prompts = [start.request.prompt_ids for start in self._prefill.starts]
+        if len(prompts) > 1:
+            return prompts
+        return [prompts[0][self._prefill.done : self._prefill.done + PREFILL_CHUNK]]
+
+    def take(self, output: StepOutput) -> tuple[list[Row], StepOutput]:
+        """A step has run `chunk`: have rows run whose prompts are done.
+
+        Returns:
+            The rows that are new, and of each its prompt's output.
+        """
+        work = self._prefill
+        assert work is not None
+        work.done += len(self.chunk()[0])
+        if len(work.starts) == 1 and work.done < len(work.starts[0].request.prompt_ids):
+            return [], output
+        self._prefill, self._slots.prefilling = None, 0
+        first = len(self._slots.rows)
+        rows, of_start = [start.rows[0] for start in work.starts], list(range(len(work.starts)))
+        for row in rows:
+            self._slots.append(row)
+        for n, start in enumerate(work.starts):
+            for row in start.rows[1:]:
+                self._slots.append(row, first + n)
+                rows.append(row)
+                of_start.append(n)
+            if self._admission.unstarted(start.request):
+                self._first_outputs[start.request] = output.take([n]).keep()
+        new = [n for n, row in enumerate(rows) if not row.token_ids]
+        return [rows[n] for n in new], output.take([of_start[n] for n in new])
+
+    def first_output(self, request: Request) -> StepOutput | None:
+        """What followed a request's prompt, as long as rows of it may want that."""
+        return self._first_outputs.get(request)
+
+    def set_back(self) -> None:
+        """Have the rows of the prompt that is being run wait again."""
+        if self._prefill is not None:
+            for start in self._prefill.starts:
+                self._admission.set_back(start)
+            self._prefill, self._slots.prefilling = None, 0
+
+    def runs(self, request: Request) -> bool:
+        """Whether the prompt being run is that of a request."""
+        return self._prefill is not None and self._prefill.starts[0].request is request
+
+    def remove(self, request: Request) -> None:
+        """Forget a request that has ended."""
+        if self._prefill is not None and self.runs(request):
+            for row in self._prefill.starts[0].rows:
+                self._admission.left(row)
+            self._prefill, self._slots.prefilling = None, 0
+        self._first_outputs.pop(request, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._prefill = None
+        self._first_outputs.clear()
+
+    def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
+        """Whether rows may start in the same step as those of `group`."""
+        rows = sum(len(start.rows) for start in group) + count
+        longest = max([tokens, *(len(start.rows[0].history) for start in group)])
+        headroom = max(min(HEADROOM, request.most_tokens - tokens), 0)
+        if not self._slots.room_for(rows, longest + headroom):
+            return False
+        if not group or any(start.request is request for start in group):
+            return True
+        prompts = [*(len(one.request.prompt_ids) for one in group), len(request.prompt_ids)]
+        padded = max(prompts) * len(prompts)
+        if padded > PREFILL_CHUNK or self._sibling(request) is not None:
+            return False
+        if padded > max((1 + PADDING_SHARE) * sum(prompts), SMALL_PREFILL):
+            return False
+        # One whose beginning is in the cache is run by itself: what is left of it is short.
+        both = group[0].request, request
+        return not any(self._slots.cached(one.prompt_ids) for one in both)
+
+    def _sibling(self, request: Request) -> int | None:
+        """The slot of a row of a request that runs, if what followed the prompt is known."""
+        if request not in self._first_outputs:
+            return None
+        slots = (n for n, row in enumerate(self._slots.rows) if row.request is request)
+        return next(slots, None)
+
+    def _begin_held(self, start: Start) -> bool:
+        """Have a row run whose prompt is held already; return whether it is."""
+        [row, *others] = start.rows
+        if others:
+            return False
+        source = self._sibling(start.request)
+        if source is None:
+            if not row.token_ids:
+                return False
+            # One that was set back goes on from as much of its text as the cache has.
+            self._slots.reserve(1, len(row.history), self._admission.expected())
+            held = self._slots.restore(self._slots.used, row.history)
+            if held < len(start.request.prompt_ids):
+                return False
+        self._slots.append(row, source)
+        return True
+
+    def _begin_prefill(self, starts: list[Start]) -> _Prefill:
+        """Make room for prompts, and take from the prefix cache what it has of a single one."""
+        rows = sum(len(start.rows) for start in starts)
+        longest = max(len(row.history) for start in starts for row in start.rows)
+        self._slots.reserve(rows, longest, self._admission.expected())
+        slot, done = self._slots.used, 0
+        for n, start in enumerate(starts):
+            prompt_ids = start.request.prompt_ids if len(starts) == 1 else []
+            done = self._slots.restore(slot + n, prompt_ids)
+        self._slots.prefilling = len(starts)
+        return _Prefill(starts, done)
