@@ -58,16 +58,19 @@ class Engine:
         Raises:
             RuntimeError: the engine is closed.
         """
-        self._loop.post(lambda: self._loop.add(requests, sink))
+        loop = self._loop  # what waits in the inbox must not hold the engine
+        loop.post(lambda: loop.add(requests, sink))
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Give requests up; those that have ended, or were never submitted, do not matter."""
-        ended = list(requests)
-        self._loop.inbox.put(lambda: self._loop.cancel(ended))
+        loop, ended = self._loop, list(requests)
+        if ended:
+            loop.inbox.put(lambda: loop.cancel(ended))
 
     def release(self, request: Request) -> None:
         """Have a request go on that its sink had held back."""
-        self._loop.inbox.put(lambda: self._loop.scheduler.release(request))
+        loop = self._loop
+        loop.inbox.put(lambda: loop.scheduler.release(request))
 
     def run(self, change: Callable[[Scheduler], None]) -> None:
         """Change something about the scheduler, between two steps, in its thread.
@@ -75,7 +78,8 @@ class Engine:
         Raises:
             RuntimeError: the engine is closed.
         """
-        self._loop.post(lambda: change(self._loop.scheduler))
+        loop = self._loop
+        loop.post(lambda: change(loop.scheduler))
 
     def close(self, reason: str) -> None:
         """End everything: requests, later ones too, fail with a RuntimeError that says why.
@@ -154,6 +158,12 @@ class _Loop:
         while not self._ended and time.monotonic() < deadline:
             time.sleep(0.0005)
 
+    def forking(self) -> None:
+        """Before a fork: let the thread come to rest if it has nothing to do."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while not (self._idle or self._sinks or self._ended) and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
     def forked(self) -> None:
         """Begin anew in a child process, where no thread is but the one that forked."""
         if not self.inbox.empty():
@@ -181,6 +191,7 @@ class _Loop:
                     action = self.inbox.get()
                     self._idle = False
                     action()
+                    del action  # it may hold the last reference to what a caller has dropped
                 self._empty_inbox()
                 if self.closed is None:
                     self._hand_out(self.scheduler.step())
@@ -239,6 +250,11 @@ def _all_loops() -> list[_Loop]:
     return [loop for reference in list(_loops.values()) if (loop := reference()) is not None]
 
 
+def _before_fork() -> None:
+    for loop in _all_loops():
+        loop.forking()
+
+
 def _after_fork() -> None:
     for loop in _all_loops():
         loop.forked()
@@ -253,7 +269,7 @@ def _at_exit() -> None:
         loop.wait()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 

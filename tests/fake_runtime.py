@@ -26,6 +26,13 @@ def next_token(history: Rows[int]) -> int:
     return zlib.crc32(bytes(history)) % VOCAB
 
 
+class Letters:
+    """A tokenizer with a letter a token."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([65 + token_id % 26])
+
+
 class FakeMemory:
     """Buffers of token ids, [slots, capacity]; -1 where nothing was written."""
 
