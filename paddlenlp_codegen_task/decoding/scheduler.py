@@ -130,29 +130,24 @@ class Scheduler:
         rows = self.slots.rows
         if not rows:
             return
-        if len(rows) == 1 and self._current(0):
-            row = rows[0]
-            kind, draft = self._draft(row)
+        fed, current = [], []
+        for slot, row in enumerate(rows):
+            position = self._runtime.cache.length(slot) - len(row.request.prompt_ids)
+            fed.append([row.token_ids[position]])
+            # A row that was set back is first fed what it had generated, and gives nothing new.
+            if position == len(row.token_ids) - 1:
+                current.append(slot)
+        if len(rows) == 1 and current and rows[0].drafters:
+            kind, draft = self._draft(rows[0])
             if draft:
-                self._verify(row, kind, draft)
+                self._verify(rows[0], kind, draft)
                 return
-        fed = [[row.token_ids[self._position(slot)]] for slot, row in enumerate(rows)]
         output, seconds = self._forward("decode", 0, fed)
         if len(rows) == 1 and rows[0].drafters:
             self.pace.note_plain(seconds)
-        # A row that was set back is first fed what it had generated, and gives nothing new.
-        current = [slot for slot in range(len(rows)) if self._current(slot, fed=1)]
         if len(current) < len(rows):
             output = output.take(current)
         self._advance([rows[slot] for slot in current], output)
-
-    def _position(self, slot: int) -> int:
-        """Which of a row's new tokens its slot takes next."""
-        return self._runtime.cache.length(slot) - len(self.slots.rows[slot].request.prompt_ids)
-
-    def _current(self, slot: int, fed: int = 0) -> bool:
-        """Whether a row's slot holds all its tokens but the last, or all with `fed` 1."""
-        return self._position(slot) - fed == len(self.slots.rows[slot].token_ids) - 1
 
     def _make_room(self) -> None:
         """Let every running row take one more token; where the budget forbids it, set some back."""
@@ -221,16 +216,15 @@ class Scheduler:
         live, request = self._live[row.request], row.request
         live.ended[row.index] = row
         row.release()
-        if row in self.slots.rows:
-            self._admission.left(row)
-            successor = None
-            if self._starting.first_output(request) is not None:
-                successor = self._admission.successor(request)
-            if successor is None:
-                self.slots.remove(row)
-            else:
-                self.slots.replace(row, successor)
-                self._successors.append(successor)
+        self._admission.left(row)
+        successor = None
+        if self._starting.first_output(request) is not None:
+            successor = self._admission.successor(request)
+        if successor is None:
+            self.slots.remove(row)
+        else:
+            self.slots.replace(row, successor)
+            self._successors.append(successor)
         if request in self._live and len(live.ended) == request.samples:
             rows = [live.ended[index] for index in range(request.samples)]
             self._end(request)

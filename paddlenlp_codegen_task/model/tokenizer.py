@@ -118,6 +118,10 @@ class Tokenizer:
             return known
         if not 0 <= token_id < self.vocab_size:
             return b""
+        self._bytes[token_id] = found = self._read_bytes(token_id)
+        return found
+
+    def _read_bytes(self, token_id: int) -> bytes:
         token: str | None = self._backend.id_to_token(token_id)
         if token is None:  # a gap
             return b""
