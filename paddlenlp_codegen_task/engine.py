@@ -119,7 +119,7 @@ class _Loop:
         if not self._stepping.locked():
             threading.Thread(target=self._run, name="codegen-engine", daemon=True).start()
         if self._ending:  # perhaps after the inbox was emptied for the last time
-            raise RuntimeError(self.closed)
+            self._refuse()
 
     def add(self, requests: Sequence[Request], sink: Sink) -> None:
         """Take up requests; in the thread."""
@@ -202,8 +202,22 @@ class _Loop:
             self._end()
 
     def _empty_inbox(self) -> None:
-        while not self.inbox.empty():
-            self.inbox.get()()
+        while True:
+            try:
+                action = self.inbox.get_nowait()
+            except queue.Empty:
+                return
+            action()
+
+    def _refuse(self) -> None:
+        """Fail what there is, and what waits in the inbox."""
+        self._empty_inbox()
+        sinks, self._sinks = self._sinks, {}
+        for request, sink in sinks.items():
+            try:
+                sink.put(request, [Failed(request, RuntimeError(self.closed))])
+            except Exception as error:
+                logger.warning("a sink raised %r while the engine was closed", error)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
         """Give each request's events to its sink, all of one step at once."""
@@ -228,13 +242,7 @@ class _Loop:
     def _end(self) -> None:
         """Fail what is there, and free everything."""
         self._ending = True
-        self._empty_inbox()
-        sinks, self._sinks = self._sinks, {}
-        for request, sink in sinks.items():
-            try:
-                sink.put(request, [Failed(request, RuntimeError(self.closed))])
-            except Exception as error:
-                logger.warning("a sink raised %r while the engine was closed", error)
+        self._refuse()
         free, self._free = self._free, None
         try:
             if free is not None:

@@ -321,19 +321,18 @@ def other():
         errors.append(error)
 
 stop = threading.Event()
-thread = threading.Thread(target=other)
+thread = threading.Thread(target=other, daemon=True)
 thread.start()
 pieces = generator.stream("x = 1", **LONG)
 next(pieces)
 caught = 0
 for n in range(40):
-    signal.setitimer(signal.ITIMER_REAL, 0.003 + 0.0007 * n)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.003 + 0.0007 * n)
         generator.generate("import os", **LONG)
     except Alarm:
         caught += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 rest = "".join(pieces)
 stop.set()
 thread.join()
@@ -366,14 +365,14 @@ def other(n):
         errors.append(error)
 
 stop = threading.Event()
-threads = [threading.Thread(target=other, args=(n,)) for n in range(4)]
+threads = [threading.Thread(target=other, args=(n,), daemon=True) for n in range(4)]
 for thread in threads:
     thread.start()
 caught = 0
 for n in range(60):
     timer = threading.Timer(0.001 + 0.0005 * n, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         while True:
             generator.generate("import os", **LONG)
     except KeyboardInterrupt:

@@ -13,13 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from paddlenlp_codegen_task.decoding import vocabulary
-from paddlenlp_codegen_task.decoding.request import COLUMNS, Bools, Context, Row
+from paddlenlp_codegen_task.decoding.request import (
+    COLUMNS,
+    Bools,
+    Context,
+    Counts,
+    Parameters,
+    Row,
+)
 from paddlenlp_codegen_task.runtime.base import Floats, Ids, StepOutput
 
 NOT_NUMBERS = (
@@ -31,6 +39,7 @@ Doubles = npt.NDArray[np.float64]
 
 # What the graph's logsumexp may be off by, as a share of the sum: it is computed in float32.
 _ROUNDING = 1e-4
+_FEW = 16  # candidates, that a small top_k is looked for among first
 
 
 class Note(NamedTuple):
@@ -81,114 +90,187 @@ def contexts_after(row: Row, draft: Sequence[int]) -> list[Context]:
     return found
 
 
+class _Table:
+    """The parameters of a step's rows, an array each."""
+
+    def __init__(self, parameters: Sequence[Parameters]) -> None:
+        columns = np.array([one.columns for one in parameters])
+        of = dict(zip(COLUMNS, columns.T, strict=True))
+        self.rows = np.arange(len(parameters))
+        self.temperature, self.q = of["temperature"], 1 / of["temperature"]
+        self.top_k = of["top_k"].astype(np.int64)
+        self.top_p, self.min_p = of["top_p"], of["min_p"]
+        self.repetition_penalty = of["repetition_penalty"].astype(np.float32)[:, None]
+        self.presence_penalty = of["presence_penalty"][:, None]
+        self.frequency_penalty = of["frequency_penalty"][:, None]
+        self.eos_from = of["eos_from"]
+        self.eos = np.array([[one.eos_token_id] for one in parameters])
+        self.has_top_p, self.has_min_p = bool((self.top_p < 1).any()), bool(self.min_p.any())
+        self.has_repetition = bool((self.repetition_penalty != 1).any())
+        self.counted = [n for n, one in enumerate(parameters) if one.counts]
+        self.biased = [n for n, one in enumerate(parameters) if one.bias is not None]
+        self.has_eos = bool((self.eos_from > 0).any())
+        self.reports = any(one.logprobs is not None or one.scores for one in parameters)
+        # Whether something may raise, or lower, the logit of a token that is no candidate.
+        self.raised = of["repetition_penalty"] < 1
+        self.raised |= (of["presence_penalty"] < 0) | (of["frequency_penalty"] < 0)
+        self.raised |= [one.bias_raises for one in parameters]
+        self.lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
+        self.lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
+        self.lowered |= [one.bias is not None for one in parameters]
+
+
+@lru_cache(maxsize=64)
+def _table(parameters: tuple[Parameters, ...]) -> _Table:
+    """The table of these rows, which are the same for many steps."""
+    return _Table(parameters)
+
+
 def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
     """Choose a token for each row of a step's output, each by its own parameters."""
     # Callers may have set numpy to raise where this is meant to overflow.
     with np.errstate(all="ignore"):
-        columns = np.stack([one.parameters.columns for one in contexts])
-        of = dict(zip(COLUMNS, columns.T, strict=True))
-        logits = _processed(output, contexts, of)
-        tokens, settled = _pick(output, logits, contexts, of)
-        broken = np.isnan(output.logsumexp)
-        chosen: list[int | None] = tokens.tolist()
+        table = _table(tuple([one.parameters for one in contexts]))
+        chosen: list[int | None] = [None] * len(contexts)
+        left = _choose_among(output, contexts, table, _widths(output, table), chosen)
         whole: Floats | None = None
-        for row in np.flatnonzero(~settled & ~broken):
+        for row in left:
             whole = output.logits() if whole is None else whole
             chosen[row] = vocabulary.choose(whole[row], contexts[row])
-        for row in np.flatnonzero(broken):
-            chosen[row] = None
-        wanted = any(c.parameters.logprobs is not None or c.parameters.scores for c in contexts)
-        return Choice(chosen, _notes(output, contexts, chosen) if wanted else [])
+        broken = np.isnan(output.logsumexp)
+        if broken.any():
+            for row in np.flatnonzero(broken):
+                chosen[row] = None
+        return Choice(chosen, _notes(output, contexts, chosen) if table.reports else [])
 
 
-def _processed(output: StepOutput, contexts: Sequence[Context], of: dict[str, Doubles]) -> Floats:
+def _widths(output: StepOutput, table: _Table) -> list[int]:
+    """How many candidates to look at: first a few, which nearly always settle a small top_k."""
+    width = output.candidates.shape[1]
+    few = width > _FEW and bool((table.top_k <= _FEW // 2).any())
+    return [_FEW, width] if few else [width]
+
+
+def _choose_among(
+    output: StepOutput,
+    contexts: Sequence[Context],
+    table: _Table,
+    widths: Sequence[int],
+    chosen: list[int | None],
+) -> list[int]:
+    """Choose for each row among its first candidates, more of them where those do not settle it.
+
+    Returns:
+        The rows that no candidates settle, but for those whose logits are not numbers.
+    """
+    width, *wider = widths
+    part = StepOutput(
+        output.candidates[:, :width],
+        output.candidate_ids[:, :width],
+        output.logsumexp,
+        output.logits,
+    )
+    tokens, settled = _pick(part, contexts, table)
+    if settled.all():
+        chosen[:] = tokens.tolist()
+        return []
+    for row, token_id in enumerate(tokens.tolist()):
+        chosen[row] = token_id
+    left = [int(row) for row in np.flatnonzero(~settled) if not np.isnan(output.logsumexp[row])]
+    if not wider or not left:
+        return left
+    some = [contexts[row] for row in left]
+    found: list[int | None] = [None] * len(left)
+    table = _table(tuple([one.parameters for one in some]))
+    unsettled = _choose_among(output.take(left), some, table, wider, found)
+    for row, token in zip(left, found, strict=True):
+        chosen[row] = token
+    return [left[n] for n in unsettled]
+
+
+def _processed(output: StepOutput, contexts: Sequence[Context], table: _Table) -> Floats:
     """The candidates' logits after penalties and biases, [rows, candidates] float32."""
     logits, ids = output.candidates, output.candidate_ids
-    short = of["eos_from"] > [one.length for one in contexts]
-    if short.any():
-        eos = np.array([[one.parameters.eos_token_id] for one in contexts])
-        logits = np.where(short[:, None] & (ids == eos), np.float32(-np.inf), logits)
-    if (of["repetition_penalty"] != 1).any():
-        penalty = of["repetition_penalty"].astype(np.float32)[:, None]
-        seen = np.array([one.seen[row] for one, row in zip(contexts, ids, strict=True)])
+    if table.has_eos:
+        short = table.eos_from > [one.length for one in contexts]
+        if short.any():
+            logits = np.where(short[:, None] & (ids == table.eos), np.float32(-np.inf), logits)
+    if table.has_repetition:
+        penalty = table.repetition_penalty
+        seen = np.array([one.seen.take(row) for one, row in zip(contexts, ids, strict=True)])
         logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
-    if of["presence_penalty"].any() or of["frequency_penalty"].any():
-        counts = np.array(
-            [
-                np.zeros(len(row)) if one.counts is None else one.counts[row]
-                for one, row in zip(contexts, ids, strict=True)
-            ]
-        )
-        lowered = of["frequency_penalty"][:, None] * counts
-        lowered += of["presence_penalty"][:, None] * (counts > 0)
+    if table.counted:
+        counts = np.zeros(ids.shape)
+        for row in table.counted:
+            counts[row] = _counts(contexts[row], ids[row])
+        lowered = table.frequency_penalty * counts + table.presence_penalty * (counts > 0)
         logits = logits - lowered.astype(np.float32)
-    for row, one in enumerate(contexts):
-        if one.parameters.bias is not None:
-            logits = logits.copy() if logits is output.candidates else logits
-            logits[row] += one.parameters.bias[ids[row]]
+    if table.biased:
+        logits = logits.copy() if logits is output.candidates else logits
+        for row in table.biased:
+            bias = contexts[row].parameters.bias
+            assert bias is not None
+            logits[row] += bias[ids[row]]
     return logits
 
 
-def _bound(output: StepOutput, contexts: Sequence[Context], of: dict[str, Doubles]) -> Floats:
-    """What no processed logit of a token that is no candidate is above, [rows]."""
-    if output.candidates.shape[1] == len(contexts[0].seen):
-        return np.full(len(contexts), -np.inf, np.float32)
-    raised = of["repetition_penalty"] < 1
-    raised |= (of["presence_penalty"] < 0) | (of["frequency_penalty"] < 0)
-    raised |= [one.parameters.bias_raises for one in contexts]
-    return np.where(raised, np.float32(np.inf), output.candidates[:, -1])
+def _counts(one: Context, ids: Ids) -> Counts:
+    assert one.counts is not None, "rows with such penalties count"
+    return one.counts[ids]
 
 
-def _pick(
-    output: StepOutput, logits: Floats, contexts: Sequence[Context], of: dict[str, Doubles]
-) -> tuple[Ids, Bools]:
+def _pick(output: StepOutput, contexts: Sequence[Context], table: _Table) -> tuple[Ids, Bools]:
     """Choose among the candidates of each row.
 
     Returns:
         The tokens [rows], and whether each is what the whole row would have given.
     """
-    ids, bound = output.candidate_ids, _bound(output, contexts, of)
-    rows, width = np.arange(len(logits)), logits.shape[1]
+    logits = _processed(output, contexts, table)
+    ids, rows, width = output.candidate_ids, table.rows, logits.shape[1]
+    vocab_size = len(contexts[0].seen)
+    # No token that is no candidate has a processed logit above this.
+    bound = output.candidates[:, -1]
+    if width == vocab_size:
+        bound = np.full(len(logits), -np.inf, np.float32)
+    elif table.raised.any():
+        bound = np.where(table.raised, np.float32(np.inf), bound)
     # Plain indices: np.take_along_axis takes thrice as long.
     order = np.argsort(-logits, axis=1, kind="stable")
     ranked = logits[rows[:, None], order]
     if (ranked[:, 1:] == ranked[:, :-1]).any():  # of equal ones the smallest token is first
         order = np.lexsort((ids, -logits), axis=-1)
     # Equal logits stay or go together, as in PaddleNLP.
-    top_k = of["top_k"].astype(np.int64)
-    kth = ranked[rows, np.minimum(top_k, width) - 1]
-    keep = ranked >= np.where(top_k < width, kth, np.float32(-np.inf))[:, None]
+    kth = ranked[rows, np.minimum(table.top_k, width) - 1]
+    keep = ranked >= np.where(table.top_k <= width, kth, np.float32(-np.inf))[:, None]
     # The largest logit is taken away before the division, which may overflow but only to 0.
     below = (ranked - ranked[:, :1]).astype(np.float64)
-    weights = np.where(keep, np.exp(below / of["temperature"][:, None]), 0)
+    weights = np.where(keep, np.exp(below / table.temperature[:, None]), 0)
     settled = np.ones(len(logits), bool)
-    if (of["top_p"] < 1).any():
+    if table.has_top_p:
         # Probabilities count over the whole vocabulary, also below top_k, as in PaddleNLP.
         before = np.cumsum(weights, axis=1) - weights
-        least, most = _totals(output, ranked, bound, contexts, of)
-        inside = before <= (of["top_p"] * least)[:, None]
-        settled = (inside == (before <= (of["top_p"] * most)[:, None])).all(axis=1)
-        keep &= inside | (of["top_p"] == 1)[:, None]
-        settled |= of["top_p"] == 1
-    if of["min_p"].any():  # weights are relative to the likeliest token's
-        keep &= weights >= of["min_p"][:, None]
+        least, most = _totals(output, ranked, bound, vocab_size, table)
+        inside = before <= (table.top_p * least)[:, None]
+        settled = (inside == (before <= (table.top_p * most)[:, None])).all(axis=1)
+        without = table.top_p == 1
+        keep &= inside | without[:, None]
+        settled |= without
+    if table.has_min_p:  # weights are relative to the likeliest token's
+        keep &= weights >= table.min_p[:, None]
     kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
     lowest = ranked[rows, kept - 1]
     cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
     draws = np.array([one.draw for one in contexts])
     drawn = (cumulative <= (draws * cumulative[:, -1])[:, None]).sum(axis=1)
     drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
-    settled &= (lowest > bound) | np.isneginf(bound)
-    everything = (top_k == len(contexts[0].seen)) & (of["top_p"] == 1) & (of["min_p"] == 0)
-    return ids[rows, order[rows, drawn]], settled & ~everything
+    settled &= (lowest > bound) | (bound == -np.inf)
+    if vocab_size <= table.top_k.max():  # a draw among all needs no order
+        settled &= (table.top_k < vocab_size) | (table.top_p < 1) | (table.min_p > 0)
+    return ids[rows, order[rows, drawn]], settled
 
 
 def _totals(
-    output: StepOutput,
-    ranked: Floats,
-    bound: Floats,
-    contexts: Sequence[Context],
-    of: dict[str, Doubles],
+    output: StepOutput, ranked: Floats, bound: Floats, vocab_size: int, table: _Table
 ) -> tuple[Doubles, Doubles]:
     """What the sum over the vocabulary of exp((logit - the largest) / temperature) lies between.
 
@@ -198,10 +280,9 @@ def _totals(
     concave then, N * (R / N) ** q for q < 1; at least it is the other one of the two. Penalties may
     lower all of it to nothing.
     """
-    q = 1 / of["temperature"]
-    largest = ranked[:, 0].astype(np.float64)
-    known = np.exp((ranked - ranked[:, :1]).astype(np.float64) * q[:, None]).sum(axis=1)
-    others = len(contexts[0].seen) - ranked.shape[1]
+    q, largest = table.q, ranked[:, 0].astype(np.float64)
+    known: Doubles = np.exp((ranked - ranked[:, :1]).astype(np.float64) * q[:, None]).sum(axis=1)
+    others = vocab_size - ranked.shape[1]
     if others == 0:
         return known, known
     total = np.exp(output.logsumexp - largest)
@@ -216,13 +297,9 @@ def _totals(
     capped, spread = between(rest + slack)
     most: Doubles = known + np.where(q >= 1, capped, spread)
     capped, spread = between(rest - slack)
-    least: Doubles = np.where(q >= 1, spread, capped)
-    lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
-    lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
-    lowered |= [one.parameters.bias is not None for one in contexts]
-    known_least: Doubles = known + np.where(lowered, 0.0, least)
+    least: Doubles = known + np.where(table.lowered, 0.0, np.where(q >= 1, spread, capped))
     most[np.isinf(bound)] = np.inf
-    return known_least, most
+    return least, most
 
 
 def _notes(

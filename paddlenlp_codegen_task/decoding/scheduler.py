@@ -151,18 +151,20 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Let every running row take one more token; where the budget forbids it, set some back."""
-        while self.slots.rows and not self.slots.room_for(0, self.slots.longest + 1):
-            if self._starting.under_way:  # the newest of all
+        cache, tokens = self._runtime.cache, self.slots.longest + 1
+        while self.slots.rows and not cache.holds(self.slots.used, tokens):
+            if cache.fits(self.slots.used, tokens):
+                cache.reserve(self.slots.used, tokens)
+            elif self._starting.under_way:  # the newest of all
                 self._starting.set_back()
-                continue
-            youngest = max(self.slots.rows, key=lambda row: row.age)
-            if youngest.request.beams:
-                self._set_back(youngest.request)
             else:
-                self.slots.remove(youngest)
-                self._admission.set_back(Start(youngest.request, [youngest]))
-        if self.slots.rows:
-            self._runtime.cache.reserve(self.slots.used, self.slots.longest + 1)
+                youngest = max(self.slots.rows, key=lambda row: row.age)
+                if youngest.request.beams:
+                    self._set_back(youngest.request)
+                else:
+                    self.slots.remove(youngest)
+                    self._admission.set_back(Start(youngest.request, [youngest]))
+            tokens = self.slots.longest + 1
 
     def _advance(self, rows: Sequence[Row], output: StepOutput) -> None:
         """Give rows their next tokens; row i of `output` belongs to rows[i]."""
@@ -193,7 +195,8 @@ class Scheduler:
             _take_note(row, note)
         try:
             _append(row, token_id)
-            self._tell(row)
+            if request.streamed:
+                self._tell(row)
         except Exception as error:  # of its truncation, or of memory for its text
             self._fail_request(request, error)
             return False
@@ -203,13 +206,12 @@ class Scheduler:
 
     def _tell(self, row: Row) -> None:
         """Tell of the text of a row that has become certain."""
-        if row.request.streamed:
-            done = row.finish_reason is not None
-            text = row.stops.text if done else row.stops.settled
-            if done or len(text) > row.shown:
-                new = text[row.shown :]
-                self._events.append(Text(row.request, row.index, new, row.finish_reason))
-                row.shown = len(text)
+        done = row.finish_reason is not None
+        text = row.stops.text if done else row.stops.settled
+        if done or len(text) > row.shown:
+            new = text[row.shown :]
+            self._events.append(Text(row.request, row.index, new, row.finish_reason))
+            row.shown = len(text)
 
     def _retire(self, row: Row) -> None:
         """Take a row out that has ended; the next of its request may go on in its slot."""
@@ -328,7 +330,8 @@ class Scheduler:
                 for token_id in found.token_ids:
                     if row.stops.feed(token_id):
                         row.finish_reason = "stop"
-                self._tell(row)
+                if request.streamed:
+                    self._tell(row)
         except Exception as error:
             self._fail_request(request, error)
             return

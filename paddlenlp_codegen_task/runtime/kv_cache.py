@@ -89,6 +89,10 @@ class KVCache:
         """What buffers of this size take, as `max_bytes` counts it."""
         return slots * capacity * self._token_bytes * (self._count + 1)
 
+    def holds(self, slots: int, tokens: int) -> bool:
+        """Whether the buffers, as they are, have room for so many slots of so many tokens."""
+        return slots <= self.slots and tokens <= self.capacity
+
     def fits(self, slots: int, tokens: int) -> bool:
         """Whether so many slots of so many tokens fit the budget and the context."""
         if tokens > self.max_capacity:
@@ -106,7 +110,7 @@ class KVCache:
             ValueError: the context is not as long.
             KVCacheFull: the budget does not allow it.
         """
-        if slots <= self.slots and tokens <= self.capacity:
+        if self.holds(slots, tokens):
             return
         if tokens > self.max_capacity:
             raise ValueError(f"{tokens} tokens do not fit the context of {self.max_capacity}")
