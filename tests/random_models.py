@@ -12,6 +12,7 @@ from paddlenlp_codegen_task import CodeGenerator, GenerationConfig
 from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
 from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_model
 from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
 
 HEAD_SPREAD = 4.0
 
@@ -25,6 +26,21 @@ def spread_tensors(config: CodeGenConfig, seed: int = 0) -> dict[str, np.ndarray
     tensors = random_tensors(config, seed)
     tensors["lm_head.weight"] *= np.float32(HEAD_SPREAD)
     return tensors
+
+
+class _Tensors:
+    """What FusedWeights asks of a checkpoint."""
+
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
+        self.read = tensors.__getitem__
+
+    def check(self, config: CodeGenConfig) -> None:
+        pass
+
+
+def weights_of(config: CodeGenConfig, tensors: dict[str, np.ndarray]) -> FusedWeights:
+    """Weights that are in no file: as such they may be NaN, which reading a checkpoint refuses."""
+    return FusedWeights(_Tensors(tensors), config)  # type: ignore[arg-type]
 
 
 def write_model(

@@ -27,6 +27,7 @@ from paddlenlp_codegen_task.loading import BUILTIN, BUILTIN_FOLDER, LoadOptions
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS
+from paddlenlp_codegen_task.runtime.base import StepOutput
 from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +196,7 @@ def test_options(name: str, header: str):
         "device_id": of_taskflow["device_id"].default,
         **{one.name: one.default for one in fields(LoadOptions)},
         "draft_model": None,
+        "kv_cache_bytes": None,
         "prefix_cache_bytes": 0,
         "batch_size": DEFAULT_BATCH_SIZE,
         **{one.name: one.default for one in fields(GenerationConfig)},
@@ -272,7 +274,9 @@ def test_inputs_and_outputs(name: str, first: str, second: str):
     names = re.findall(r"\w+_\w+", " ".join(table(name, first)))
     of_first_layer = [re.sub("_i$", "_0", one) for one in names]
     assert of_first_layer == [one[0] for one in paddle_graph.inputs(config, "float32")][:5]
-    assert table(name, second)["candidates"][0] == f"[M, {paddle_graph.NUM_CANDIDATES}]"
+    outputs = table(name, second)
+    assert [one.replace(" ", "_") for one in outputs] == [one.name for one in fields(StepOutput)]
+    assert outputs["candidates"][0] == f"[M, {paddle_graph.NUM_CANDIDATES}]"
 
 
 @pytest.mark.parametrize(

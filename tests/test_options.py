@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from paddlenlp_codegen_task import CodeGenerator, Completion
+from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.model import reference
+from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.weights import FusedWeights
 
 PROMPT = "def add(a, b):"
 OPTIONS: dict[str, Any] = {"max_length": 24, "seed": 3, "truncation": None, "temperature": 1.5}
@@ -29,23 +35,117 @@ def test_best_of_ranks_by_the_mean_log_probability(builtin: CodeGenerator):
     assert [one.token_ids for one in best] == [one.token_ids for one in ranked[:2]]
 
 
-def test_logprobs_are_those_of_the_reference(builtin: CodeGenerator):
-    [[completion]] = builtin.generate(PROMPT, logprobs=4, **OPTIONS)
+@pytest.fixture(scope="module")
+def weights() -> Iterator[FusedWeights]:
+    """Those of the built-in model, for the forward pass that exports are checked against."""
+    with open_checkpoint(BUILTIN_FOLDER) as checkpoint:
+        yield FusedWeights(checkpoint, CodeGenConfig.from_folder(BUILTIN_FOLDER))
+
+
+def check_log_probs(
+    generator: CodeGenerator, weights: FusedWeights, completion: Completion, count: int
+) -> None:
+    """Assert that a completion of PROMPT reports what the reference gives, of each token."""
     assert completion.logprobs is not None
     assert len(completion.logprobs) == len(completion.token_ids)
-    runtime = builtin._model.runtime
-    runtime.reset(1)
-    tokens = builtin.tokenizer.encode(PROMPT)
-    for token_id, found in zip(completion.token_ids, completion.logprobs, strict=True):
-        runtime.cache.lengths[0] = 0
-        logits = runtime.forward(0, [tokens]).logits()[0].astype(np.float64)
-        expected = logits - np.log(np.exp(logits).sum())
+    prompt = generator.tokenizer.encode(PROMPT)
+    ids = [*prompt, *completion.token_ids]
+    logits = reference.forward(weights, ids[:-1]).astype(np.float64)[len(prompt) - 1 :]
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for token_id, found, of in zip(
+        completion.token_ids, completion.logprobs, expected, strict=True
+    ):
         assert next(iter(found)) == token_id
-        best = np.argsort(-logits)[:4].tolist()
-        assert set(found) == {token_id, *best}
+        assert set(found) == {token_id, *np.argsort(-of)[:count].tolist()}
         for one, value in found.items():
-            assert value == pytest.approx(expected[one], abs=1e-3)
-        tokens = [*tokens, token_id]
+            assert value == pytest.approx(of[one], abs=1e-3)
+
+
+def test_logprobs_are_those_of_the_reference(builtin: CodeGenerator, weights: FusedWeights):
+    [[completion]] = builtin.generate(PROMPT, logprobs=4, **OPTIONS)
+    check_log_probs(builtin, weights, completion, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+        {"ignore_eos": True, "frequency_penalty": 0.5, "logit_bias": {65: 3.0}},
+        {"max_length": 60, "length_penalty": -1.0},  # ends at the end of text
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [0, 3])
+def test_logprobs_of_beams_are_those_of_the_reference(
+    builtin: CodeGenerator, weights: FusedWeights, options: dict[str, Any], count: int
+):
+    """The model's own, whatever penalties the search goes by; each hypothesis has its own."""
+    options = {
+        "decode_strategy": "beam_search",
+        "max_length": 24,
+        "truncation": None,
+        "num_return_sequences": 3,
+        **options,
+    }
+    [found] = builtin.generate(PROMPT, logprobs=count, **options)
+    for completion in found:
+        check_log_probs(builtin, weights, completion, count)
+    [plain] = builtin.generate(PROMPT, **options)
+    assert [one.token_ids for one in plain] == [one.token_ids for one in found]
+    assert all(one.logprobs is None for one in plain)
+
+
+def test_scores_of_beams_are_the_search_s_own(builtin: CodeGenerator):
+    """Without penalties, the mean log-probability of the tokens."""
+    options: dict[str, Any] = {
+        "decode_strategy": "beam_search",
+        "repetition_penalty": 1.0,
+        "ignore_eos": True,
+        "truncation": None,
+        "max_length": 9,
+        "num_return_sequences": 4,
+        "output_scores": True,
+    }
+    [found] = builtin.generate(PROMPT, logprobs=0, **options)
+    scores = [one.score for one in found]
+    assert scores == pytest.approx([mean_log_prob(one) for one in found], abs=1e-4)
+    assert scores == sorted(scores, reverse=True)
+    assert len({one.token_ids for one in found}) == 4
+
+
+@pytest.mark.parametrize("strategy", ["sampling", "greedy_search", "beam_search"])
+def test_penalties_and_biases_apply(builtin: CodeGenerator, strategy: str):
+    options: dict[str, Any] = {
+        "decode_strategy": strategy,
+        "repetition_penalty": 1.0,
+        "temperature": 0.3,
+        "ignore_eos": True,
+        "max_length": 40,
+        "seed": 3,
+        "truncation": None,
+        "num_return_sequences": 2 if strategy != "greedy_search" else 1,
+    }
+
+    def tokens(**more: Any) -> list[tuple[int, ...]]:
+        [found] = builtin.generate(PROMPT, **{**options, **more})
+        return [one.token_ids for one in found]
+
+    def repeated(of: list[tuple[int, ...]]) -> int:
+        return sum(len(one) - len(set(one)) for one in of)
+
+    plain = tokens()
+    assert repeated(plain) > 5
+    assert repeated(tokens(presence_penalty=2.0, frequency_penalty=2.0)) < repeated(plain)
+    if strategy != "beam_search":  # beams are not to repeat a token that comes next by itself
+        assert repeated(tokens(presence_penalty=-2.0, frequency_penalty=-2.0)) > repeated(plain)
+    forbidden = sorted({token for one in plain for token in one})
+    for banning in ({"suppress_tokens": forbidden}, {"logit_bias": dict.fromkeys(forbidden, -1e9)}):
+        found = tokens(**banning)
+        assert all(len(one) == 40 for one in found)
+        assert not {token for one in found for token in one} & set(forbidden)
+    assert tokens(logit_bias={4711: 1e6})[0] == (4711,) * 40
+    assert tokens(logit_bias={}, suppress_tokens=[]) == plain
 
 
 def test_scores_without_penalties_are_the_mean_log_probability(builtin: CodeGenerator):
@@ -106,7 +206,11 @@ def test_beams_beside_other_calls(builtin: CodeGenerator):
         ({"best_of": 2, "decode_strategy": "greedy_search"}, "best_of ranks samples"),
         ({"best_of": 0}, "best_of must be at least 1"),
         ({"logprobs": -1}, "logprobs must be at least 0"),
-        ({"logprobs": 1, "decode_strategy": "beam_search"}, "logprobs needs decode_strategy"),
+        ({"presence_penalty": 2.5}, r"presence_penalty must be in \[-2, 2\]"),
+        ({"frequency_penalty": -3}, r"frequency_penalty must be in \[-2, 2\]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: a token id must be an integer"),
+        ({"suppress_tokens": [9000]}, "suppress_tokens: the vocabulary has 8192 tokens"),
+        ({"suppress_tokens": range(8192)}, "suppress_tokens: leaves no token to choose"),
         ({"min_p": 1.0}, r"min_p must be in \[0, 1\)"),
         ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"early_stopping": "sometimes"}, "early_stopping must be True, False or 'never'"),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_probe import steps_of
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.runtime.base import StepOutput
 
 OPTIONS: dict[str, Any] = {"max_length": 20, "seed": 3}
 LINES = "\n".join(f"value_{n} = read({n})" for n in range(40)) + "\n"
@@ -28,45 +28,40 @@ def caching(request: pytest.FixtureRequest, home_path: Path) -> Iterator[CodeGen
         yield generator
 
 
-def prefilled(generator: CodeGenerator, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of each step of one sequence; those of prefills are the long ones."""
-    counts: list[int] = []
-    runtime = generator._model.runtime
-    forward = runtime.forward
-
-    def spy(slot: int, token_ids: Any, every: bool = False) -> StepOutput:
-        counts.append(len(token_ids[0]))
-        return forward(slot, token_ids, every)
-
-    monkeypatch.setattr(runtime, "forward", spy)
-    return counts
-
-
 def test_an_edited_prompt_prefills_the_rest_and_completes_as_without(
-    caching: CodeGenerator, builtin: CodeGenerator, monkeypatch: pytest.MonkeyPatch
+    caching: CodeGenerator, builtin: CodeGenerator
 ):
-    options = {**OPTIONS, "truncation": None, "prompt_lookup": False}
-    counts = prefilled(caching, monkeypatch)
-    for tail in ("def f(", "def g(", "total = "):
-        counts.clear()
-        found = caching.generate(LINES + tail, **options)
-        whole = len(caching.tokenizer.encode(LINES + tail))
-        prefill = sum(count for count in counts if count > 1)
-        assert prefill == whole if tail == "def f(" else prefill < 64 < whole
-        plain = builtin.generate(LINES + tail, **options)
-        assert found[0][0].token_ids == plain[0][0].token_ids
+    options = {**OPTIONS, "truncation": None}
+    with steps_of(caching) as made:
+        for tail in ("def f(", "def g(", "total = "):
+            made.clear()
+            found = caching.generate(LINES + tail, **options)
+            whole = len(caching.tokenizer.encode(LINES + tail))
+            prefilled = sum(sum(step.tokens) for step in made if step.kind == "prefill")
+            assert prefilled == whole if tail == "def f(" else prefilled < 64 < whole
+            plain = builtin.generate(LINES + tail, **options)
+            assert found[0][0].token_ids == plain[0][0].token_ids
 
 
-def test_a_session_runs_only_what_is_new(caching: CodeGenerator, monkeypatch: pytest.MonkeyPatch):
+def test_a_session_runs_only_what_is_new(caching: CodeGenerator):
     session = caching.session()
     session.turn(LINES + "def total(values):", **OPTIONS)
-    counts = prefilled(caching, monkeypatch)
-    session.turn("def mean(values):", **OPTIONS)
-    assert (
-        sum(count for count in counts if count > 1)
-        < 100
-        < len(caching.tokenizer.encode(session.text))
-    )
+    with steps_of(caching) as made:
+        session.turn("def mean(values):", **OPTIONS)
+    prefilled = sum(sum(step.tokens) for step in made if step.kind == "prefill")
+    assert 0 < prefilled < 100 < len(caching.tokenizer.encode(session.text))
+
+
+def test_a_session_turns_the_prefix_cache_on(home_path: Path):
+    with CodeGenerator.from_pretrained(
+        "builtin", home_path=home_path, device="cpu", num_threads=1
+    ) as generator:
+        generator.generate(LINES, **OPTIONS)
+        session = generator.session()
+        session.turn(LINES, **OPTIONS)
+        with steps_of(generator) as made:
+            session.turn("x = 1", **OPTIONS)
+        assert sum(sum(step.tokens) for step in made if step.kind == "prefill") < 100
 
 
 def test_turns_add_up_to_the_text(builtin: CodeGenerator):

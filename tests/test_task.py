@@ -319,7 +319,11 @@ BAD_CONSTRUCTION = [
     ({"precision": "fp64"}, ValueError, "precision must be one of"),
     ({"precision": "fp16"}, ValueError, "precision 'fp16' needs a GPU"),
     ({"device": "gpu"}, ValueError, "device: 'gpu' needs ONNX Runtime's CUDA provider: pip"),
-    ({"device": "gpu", "engine": "paddle"}, ValueError, "device: there is no 'gpu'"),
+    (
+        {"device": "gpu", "engine": "paddle"},
+        ValueError,
+        "device: 'gpu' is no GPU here: this Paddle",
+    ),
     ({"cuda_graph": True}, ValueError, "cuda_graph=True needs engine='onnxruntime' on a GPU"),
     ({"device": "abacus"}, ValueError, "device must be"),
     ({"task_path": "./x"}, ValueError, "pass model or task_path, not both: got 'builtin'"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Rows
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
 from typing import Any
@@ -14,16 +15,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sampler_probe import context
 from transformers import CodeGenConfig, CodeGenForCausalLM
-from transformers.generation import GenerationConfig, GenerationMode
+from transformers.generation import GenerationConfig as TheirConfig
+from transformers.generation import GenerationMode
 
 from paddlenlp_codegen_task.decoding.beam_search import (
     BeamSearch,
-    EarlyStopping,
     Hypothesis,
     _in_place,
     processed,
 )
+from paddlenlp_codegen_task.decoding.request import Context
+from paddlenlp_codegen_task.generation_config import EarlyStopping, GenerationConfig
 
 VOCAB = 24
 EOS = 5
@@ -35,9 +39,7 @@ EARLY_STOPPING: tuple[EarlyStopping, ...] = (True, False, "never")
 @pytest.fixture(autouse=True)
 def _one_beam_is_a_beam_search_too(monkeypatch: pytest.MonkeyPatch):
     """Else `generate` runs greedy search for one beam."""
-    monkeypatch.setattr(
-        GenerationConfig, "get_generation_mode", lambda *_: GenerationMode.BEAM_SEARCH
-    )
+    monkeypatch.setattr(TheirConfig, "get_generation_mode", lambda *_: GenerationMode.BEAM_SEARCH)
 
 
 def random_model(seed: int) -> CodeGenForCausalLM:
@@ -70,6 +72,20 @@ class Case:
     early_stopping: EarlyStopping
     repetition_penalty: float = 1.0
     min_length: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+
+    def contexts(self, slots: Rows[Rows[int]]) -> list[Context]:
+        """What the next tokens of slots, which hold the prompt and more, are chosen by."""
+        config = GenerationConfig(
+            decode_strategy="beam_search",
+            repetition_penalty=self.repetition_penalty,
+            min_length=self.min_length,
+            logit_bias=dict(self.logit_bias),
+            suppress_tokens=self.suppress_tokens,
+        )
+        new = len(self.prompt)
+        return [context(config, VOCAB, EOS, self.prompt, slot[new:]) for slot in slots]
 
     def search(self) -> BeamSearch:
         return BeamSearch(
@@ -93,6 +109,8 @@ class Case:
             early_stopping=self.early_stopping,
             repetition_penalty=self.repetition_penalty,
             min_new_tokens=self.min_length,
+            sequence_bias={(token,): bias for token, bias in self.logit_bias} or None,
+            suppress_tokens=list(self.suppress_tokens) or None,
             max_new_tokens=MAX_LENGTH,
             eos_token_id=EOS,
             pad_token_id=EOS,
@@ -101,19 +119,27 @@ class Case:
             output_scores=True,
         )
 
-    def run(self, search: BeamSearch, model: CodeGenForCausalLM, rng: np.random.Generator) -> int:
-        """Run the search to its end over slots that are copied in place; return its steps."""
+    def run(
+        self,
+        search: BeamSearch,
+        model: CodeGenForCausalLM,
+        rng: np.random.Generator,
+        *,
+        noted: bool = False,
+    ) -> int:
+        """Run the search to its end over slots that are copied in place; return its steps.
+
+        If `noted`, the note of a token is its log-probability.
+        """
         slots, steps = [list(self.prompt)], 0
         while not search.done:
             with torch.no_grad():
-                logits = model(torch.tensor(slots)).logits[:, -1].numpy()
-            seen = np.zeros(logits.shape, bool)
-            for slot, ids in enumerate(slots):
-                seen[slot, ids] = True
-            banned = steps < self.min_length
-            scores = processed(logits, seen, self.repetition_penalty, banned, EOS)
+                last = model(torch.tensor(slots)).logits[:, -1]
+            scores = processed(last.numpy(), self.contexts(slots))
             assert scores.dtype == np.float32
-            parents, tokens = search.step(scores)
+            log_probs = last.double().log_softmax(-1)
+            note = (lambda row, token: float(log_probs[row, token])) if noted else None  # noqa: B023
+            parents, tokens = search.step(scores, note)
             slots = copied(slots, parents, rng.permutation(len(parents)))
             for slot, token in zip(slots, tokens, strict=True):
                 slot.append(token)
@@ -161,7 +187,7 @@ def check(search: BeamSearch, theirs: Any, prompt: list[int], tolerance: float) 
 def test_equals_transformers(num_beams: int):
     rng = np.random.default_rng(num_beams)
     lengths, reasons, steps = set(), set(), set()
-    grid = product(LENGTH_PENALTIES, EARLY_STOPPING, range(3))
+    grid = product(LENGTH_PENALTIES, EARLY_STOPPING, range(4))
     for seed, (length_penalty, early_stopping, kind) in enumerate(grid):
         model = random_model(seed)
         case = Case(
@@ -170,8 +196,11 @@ def test_equals_transformers(num_beams: int):
             num_return_sequences=int(rng.integers(1, num_beams + 1)),
             length_penalty=length_penalty,
             early_stopping=early_stopping,
-            repetition_penalty=[1.0, 1.3, 0.8][kind],
-            min_length=[0, 0, 3][kind],
+            repetition_penalty=[1.0, 1.3, 0.8, 1.0][kind],
+            min_length=[0, 0, 3, 2][kind],
+            # They apply a bias before the repetition penalty, so that the two are not compared.
+            logit_bias=((3, 1.5), (EOS, -1.0), (9, -4.0)) if kind == 3 else (),
+            suppress_tokens=(2, 11, 23) if kind == 3 else (),
         )
         theirs = case.theirs(model)
         run, replayed = case.search(), case.search()
@@ -234,8 +263,86 @@ def test_a_search_ends_when_the_best_beam_could_only_draw_level():
     assert search.hypotheses == [Hypothesis((), -1.0, "eos")]
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_every_hypothesis_has_the_notes_of_its_own_tokens(num_beams: int):
+    """Log-probabilities that the model gives the hypothesis, whichever beams it came from."""
+    rng, reasons = np.random.default_rng(num_beams), Counter[str]()
+    for seed in range(20):
+        model = random_model(seed)
+        prompt = rng.integers(VOCAB, size=3).tolist()
+        case = Case(prompt, num_beams, num_beams, 1.0, False, repetition_penalty=1.3)
+        plain, search = case.search(), case.search()
+        assert case.run(search, model, rng, noted=True) == case.run(plain, model, rng)
+        assert [replace(one, notes=()) for one in search.hypotheses] == plain.hypotheses
+        for one in search.hypotheses:
+            ends = [EOS] if one.finish_reason == "eos" else []
+            token_ids = [*one.token_ids, *ends]
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *token_ids]])).logits[0].double()
+            ahead = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = [float(of[token]) for of, token in zip(ahead, token_ids, strict=True)]
+            np.testing.assert_allclose(one.notes, expected, atol=1e-5)
+            reasons[one.finish_reason] += 1
+    assert min(reasons["eos"], reasons["length"]) >= 3
+
+
 def test_rows_of_logits_may_lie_far_apart():
     logits = np.random.default_rng(0).normal(0, 30, (4, 5000)).astype(np.float32)
     logits += np.array([[0], [500], [-500], [1e5]], np.float32)
-    found = processed(logits, np.zeros(logits.shape, bool), 1.0, False, EOS)
+    plain = GenerationConfig(decode_strategy="beam_search", repetition_penalty=1.0)
+    with np.errstate(all="raise"):  # whatever the caller has set
+        found = processed(logits, [context(plain, 5000, EOS, [0])] * 4)
     np.testing.assert_allclose(found, torch.tensor(logits).log_softmax(-1), rtol=1e-6, atol=1e-6)
+
+
+def test_penalties_and_biases_are_on_log_probabilities():
+    """Each row has its own, in the documented order, and nothing that it is given is changed."""
+    logits = np.random.default_rng(1).normal(0, 2, (3, VOCAB)).astype(np.float32)
+    common = {"decode_strategy": "beam_search"}
+    configs = [
+        GenerationConfig(
+            repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.25, **common
+        ),
+        GenerationConfig(
+            repetition_penalty=1.0,
+            presence_penalty=-1.0,
+            logit_bias={4: 2.0, 6: -3.0, 7: 50.0},
+            suppress_tokens=[7, 8],
+            **common,
+        ),
+        GenerationConfig(repetition_penalty=1.0, min_length=3, logit_bias={EOS: 9.0}, **common),
+    ]
+    contexts = [context(one, VOCAB, EOS, [1, 2], [2, 3, 3][:n]) for n, one in enumerate(configs, 1)]
+    before = [
+        (one.seen.copy(), None if one.counts is None else one.counts.copy()) for one in contexts
+    ]
+    given_logits = logits.copy()
+    found = processed(logits, contexts)
+
+    expected = np.array(torch.tensor(logits).double().log_softmax(-1))
+    expected[0, [1, 2]] *= 1.5  # all that came, the prompt included
+    expected[0, 2] -= 0.5 + 0.25  # what came in the completion, once
+    expected[1, [2, 3]] += 1.0
+    expected[1, 4] += 2.0
+    expected[1, 6] -= 3.0
+    expected[1, [7, 8]] = -np.inf
+    expected[2, EOS] += 9.0  # three tokens came: the end may, too
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    early = processed(logits[2:], [contexts[2]._replace(length=2)])
+    assert early[0, EOS] == -np.inf
+
+    np.testing.assert_array_equal(logits, given_logits)
+    for one, (seen, counts) in zip(contexts, before, strict=True):
+        np.testing.assert_array_equal(one.seen, seen)
+        assert (one.counts is None) == (counts is None)
+        if counts is not None:
+            np.testing.assert_array_equal(one.counts, counts)
+
+
+def test_frequencies_count_every_occurrence():
+    logits = np.zeros((1, VOCAB), np.float32)
+    config = GenerationConfig(
+        decode_strategy="beam_search", repetition_penalty=1.0, frequency_penalty=-0.5
+    )
+    found = processed(logits, [context(config, VOCAB, EOS, [9, 9], [3, 4, 3, 3])])[0]
+    np.testing.assert_allclose(found[[3, 4, 9]] - found[0], [1.5, 0.5, 0], atol=1e-6)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
-
 import numpy as np
 from fake_runtime import EOS, VOCAB, FakeRuntime, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_probe import sequence
+from sampler_probe import request
 
+from paddlenlp_codegen_task.decoding.events import Finished
 from paddlenlp_codegen_task.decoding.prefix_cache import BLOCK, PrefixCache
-from paddlenlp_codegen_task.decoding.scheduler import Job, Scheduler
-from paddlenlp_codegen_task.decoding.sequence import Sequence
-from paddlenlp_codegen_task.runtime.base import StepOutput, prefill
+from paddlenlp_codegen_task.decoding.request import Batch, Request
+from paddlenlp_codegen_task.decoding.scheduler import Scheduler
+from paddlenlp_codegen_task.runtime.base import prefill
 
-BYTES = 8 * BLOCK  # of a block of the fake runtime
+BYTES = 2 * 8 * BLOCK  # of a block of the fake runtime: 8 bytes a token, of keys and of values
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
@@ -24,18 +23,15 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 def saved(cache: PrefixCache, tokens: list[int]) -> None:
     runtime = FakeRuntime(1)
-    runtime.reset(1)
     prefill(runtime, 0, [tokens])
-    cache.save(runtime, 0, tokens)
+    cache.save(runtime.cache, 0, tokens)
 
 
 def restored(cache: PrefixCache, tokens: list[int]) -> int:
     runtime = FakeRuntime(1)
-    runtime.reset(1)
-    kept = cache.restore(runtime, 0, tokens)
-    if kept:
-        assert runtime.written[0] == tokens[:kept]
-        assert runtime.cache.lengths[0] == kept
+    kept = cache.restore(runtime.cache, 0, tokens)
+    assert runtime.held(0) == tokens[:kept]
+    assert runtime.cache.length(0) == kept
     assert cache.holds(tokens) is (kept > 0)
     return kept
 
@@ -75,14 +71,6 @@ def test_a_text_larger_than_the_cache_is_kept_in_part():
     saved(PrefixCache(0), text)
 
 
-class Greedy:
-    def advance(self, output: StepOutput, sequences: Rows[Sequence]) -> list[tuple[int, int]]:
-        for one, [token] in zip(sequences, output.candidate_ids.tolist(), strict=True):
-            assert token == next_token([*one.prompt_ids, *one.token_ids])
-            one.append(token)
-        return []
-
-
 prompts = st.lists(
     st.tuples(st.integers(0, 2), st.integers(1, 4 * BLOCK), st.integers(0, 3)),
     min_size=1,
@@ -90,40 +78,68 @@ prompts = st.lists(
 )
 
 
+def expected_of(prompt: list[int], most: int) -> list[int]:
+    """What a prompt gives without anything beside it."""
+    found: list[int] = []
+    while len(found) < most and (token := next_token([*prompt, *found])) != EOS:
+        found.append(token)
+    return found
+
+
+def run(scheduler: Scheduler) -> list[Finished]:
+    found: list[Finished] = []
+    while scheduler.has_work:
+        for event in scheduler.step():
+            assert isinstance(event, Finished)
+            found.append(event)
+    return found
+
+
+def asked(prompt: list[int], max_length: int, batch: Batch, samples: int = 1) -> Request:
+    return request(
+        VOCAB, prompt, eos_token_id=EOS, max_length=max_length, batch=batch, samples=samples
+    )
+
+
 @settings(max_examples=100, deadline=None)
-@given(prompts, st.integers(1, 4), st.integers(0, 12))
-def test_every_sequence_gets_what_it_would_get_without(
-    work: list[tuple[int, int, int]], batch_size: int, blocks: int
+@given(prompts, st.integers(1, 4), st.integers(0, 12), st.integers(1, 3))
+def test_every_row_gets_what_it_would_get_without(
+    work: list[tuple[int, int, int]], batch_size: int, blocks: int, samples: int
 ):
-    runtime = FakeRuntime(batch_size)
-    scheduler = Scheduler(runtime, PrefixCache(blocks * BYTES))
+    runtime, cache = FakeRuntime(batch_size), PrefixCache(blocks * BYTES)
+    scheduler = Scheduler(runtime, batch_size, cache)
     texts = [[*ids(4 * BLOCK, seed)[:length], *ids(tail, 9)] for seed, length, tail in work]
     for _ in range(2):
-        sequences = [
-            sequence(VOCAB, text, sampler=Greedy(), eos_token_id=EOS, max_length=40)
-            for text in texts
-        ]
-        job = Job(sequences, batch_size)
-        scheduler.submit(job)
-        while not job.done:
-            scheduler.step()
-        for one in sequences:
-            expected: list[int] = []
-            while len(expected) < 40 and (token := next_token([*one.prompt_ids, *expected])):
-                expected.append(token)
-            assert one.token_ids == expected
-    assert scheduler.prefix_cache is not None
-    assert scheduler.prefix_cache.bytes <= blocks * BYTES
+        batch = Batch(batch_size)
+        for text in texts:
+            scheduler.add(asked(text, 40, batch, samples))
+        found = run(scheduler)
+        assert len(found) == len(texts)
+        for one in found:
+            expected = expected_of(list(one.request.prompt_ids), 40)
+            assert [row.token_ids for row in one.rows] == [expected] * samples
+    assert cache.bytes <= blocks * BYTES
 
 
 def test_a_second_run_prefills_the_rest_only():
     runtime = FakeRuntime(2)
-    scheduler = Scheduler(runtime, PrefixCache(99 * BYTES))
+    scheduler = Scheduler(runtime, 2, PrefixCache(99 * BYTES))
     text = ids(3 * BLOCK + 4)
     for tail in ([1], [2, 3]):
-        one = sequence(VOCAB, [*text, *tail], sampler=Greedy(), eos_token_id=EOS, max_length=2)
-        job = Job([one], 2)
-        scheduler.submit(job)
-        while not job.done:
-            scheduler.step()
+        scheduler.add(asked([*text, *tail], 2, Batch(2)))
+        run(scheduler)
     assert [lengths for _, lengths in runtime.calls if lengths != [1]] == [[3 * BLOCK + 5], [6]]
+
+
+def test_a_completion_is_kept_as_well_as_its_prompt():
+    """The next turn of a session begins with both."""
+    runtime, prompt = FakeRuntime(1), ids(BLOCK)
+    while len(row := expected_of(prompt, 2 * BLOCK + 1)) < 2 * BLOCK + 1:
+        prompt = [*prompt[1:], prompt[0] % (VOCAB - 1) + 1]
+    scheduler = Scheduler(runtime, 1, PrefixCache(99 * BYTES))
+    scheduler.add(asked(prompt, 2 * BLOCK + 1, Batch(1)))
+    run(scheduler)
+    runtime.calls.clear()
+    scheduler.add(asked([*prompt, *row, 7], 1, Batch(1)))
+    run(scheduler)
+    assert runtime.calls == [(0, [2])]  # the last token of the completion, and the new one

@@ -72,7 +72,7 @@ def test_paddle_reads_the_parameters_bit_for_bit(weights: FusedWeights, graph_fo
             for name in paddle_graph.parameter_shapes(CONFIG)
         }
     assert inputs == [one[0] for one in paddle_graph.inputs(CONFIG, "float32")]
-    assert len(outputs) == 3  # and no copies of the caches
+    assert len(outputs) == 4  # and no copies of the caches
     assert_parameters(found, weights, "float32")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from byte_tokenizer import write_byte_tokenizer
 from checkpoints import write_safetensors
-from random_models import spread_tensors
+from random_models import spread_tensors, weights_of
+from scipy.special import logsumexp
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import onnx_files, onnx_graph, store
@@ -18,7 +19,8 @@ from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import onnx_inference
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, decode, prefill
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput, decode, prefill
+from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
 from paddlenlp_codegen_task.runtime.onnx_inference import OnnxRuntime, find_device
 
 CONFIG = CodeGenConfig(
@@ -68,6 +70,11 @@ def assert_logits(precision: str, weights: FusedWeights, found: Any, sequences: 
         assert error < TOLERANCE[precision], (precision, len(sequence))
 
 
+def assert_logsumexp(output: StepOutput) -> None:
+    exact = logsumexp(output.logits().astype(np.float64), axis=1)
+    np.testing.assert_allclose(output.logsumexp, exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize("cuda_graph", [False, True])  # on a CPU: its fixed memory, no capture
 def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: bool) -> None:
     precision, folder = exported
@@ -75,6 +82,7 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
     sequences = [tokens(n, length) for n, length in enumerate((5, 40, 17))]
     output = prefill(runtime, 0, sequences)
     assert_logits(precision, weights, output.logits(), sequences)
+    assert_logsumexp(output)
     order = np.argsort(-output.logits(), axis=1, kind="stable")[:, : output.candidates.shape[1]]
     best = np.take_along_axis(output.logits(), order, axis=1)
     np.testing.assert_array_equal(output.candidates, best)
@@ -85,8 +93,9 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
         sequences = [[*old, token] for old, token in zip(sequences, new, strict=True)]
     assert runtime.cache.capacity > 128
     assert_logits(precision, weights, output.logits(), sequences)
+    assert_logsumexp(output)
 
-    runtime.copy(2, 0)  # the first has left
+    runtime.cache.copy(2, 0)  # the first has left
     sequences = [[*sequences[2], 1], [*sequences[1], 2]]
     assert_logits(precision, weights, decode(runtime, [1, 2]).logits(), sequences)
     newcomer = tokens(9, 2 * PREFILL_CHUNK + 44)  # in chunks, beside those that run
@@ -94,14 +103,14 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
     sequences = [[*sequences[0], 3], [*sequences[1], 4], [*newcomer, 5]]
     assert_logits(precision, weights, decode(runtime, [3, 4, 5]).logits(), sequences)
 
-    runtime.reset(2)  # starts over in the memory there is
-    buffers = list(runtime._buffers)
+    runtime.cache.reset()  # starts over in the memory there is
+    buffers = list(runtime.cache.buffers)
     assert_logits(precision, weights, prefill(runtime, 0, [[7, 8, 9]]).logits(), [[7, 8, 9]])
     assert runtime.cache.capacity == 128
-    assert all(a is b for a, b in zip(buffers, runtime._buffers, strict=True))
+    assert all(a is b for a, b in zip(buffers, runtime.cache.buffers, strict=True))
     assert_logits(precision, weights, decode(runtime, [1]).logits(), [[7, 8, 9, 1]])
     captured = runtime._steps_made
-    runtime.reset(2)  # what was captured for these buffers serves the next run too
+    runtime.cache.reset()  # what was captured for these buffers serves the next run too
     prefill(runtime, 0, [[7, 8, 9]])
     assert_logits(precision, weights, decode(runtime, [1]).logits(), [[7, 8, 9, 1]])
     assert runtime._steps_made == captured
@@ -109,8 +118,86 @@ def test_logits(exported: tuple[str, Path], weights: FusedWeights, cuda_graph: b
     with pytest.raises(ValueError, match="do not fit the context of 640"):
         prefill(runtime, 0, [tokens(0, 641)])
     runtime.close()
+    assert not runtime.cache.buffers
     with pytest.raises(RuntimeError, match="closed"):
         decode(runtime, [1])
+
+
+def test_logits_of_every_token(exported: tuple[str, Path], weights: FusedWeights) -> None:
+    precision, folder = exported
+    runtime = OnnxRuntime(folder, CONFIG, None, 1)
+    begun, more = tokens(0, 30), tokens(1, 9)
+    prefill(runtime, 0, [tokens(2, 5), begun])
+    output = runtime.forward(1, [more], every=True)
+    sequences = [[*begun, *more[:count]] for count in range(1, 10)]
+    assert_logits(precision, weights, output.logits(), sequences)
+    assert_logsumexp(output)
+    assert [runtime.cache.length(slot) for slot in range(2)] == [5, 39]
+    runtime.cache.truncate(1, 32)  # as if only two had been right
+    found = runtime.forward(1, [[8]]).logits()
+    assert_logits(precision, weights, found, [[*begun, *more[:2], 8]])
+    runtime.close()
+
+
+@pytest.mark.parametrize("factor", [0, 0.01, 30, 1000])
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_logsumexp_of_logits_near_and_far(tmp_path: Path, factor: float, cuda_graph: bool) -> None:
+    """Where all are alike, and where exponentials would overflow by far."""
+    tensors = spread_tensors(CONFIG)
+    for name in ("lm_head.weight", "lm_head.bias"):
+        tensors[name] *= np.float32(factor)
+    onnx_graph.save_graph(weights_of(CONFIG, tensors), tmp_path, "fp32")
+    runtime = OnnxRuntime(tmp_path, CONFIG, None, 1, cuda_graph)
+    output = prefill(runtime, 0, [tokens(0, 3), tokens(1, 9)])
+    assert np.ptp(output.logits()) == pytest.approx(20 * factor, rel=0.5)
+    assert_logsumexp(output)
+    output = decode(runtime, [1, 2])
+    assert_logsumexp(output)
+    runtime.close()
+
+
+@pytest.mark.parametrize("precision", onnx_files.BYTES_PER_VALUE)
+def test_logits_that_are_no_numbers_show_in_logsumexp(tmp_path: Path, precision: str) -> None:
+    for name in ("one logit", "one token's row"):
+        tensors = spread_tensors(CONFIG)
+        if name == "one logit":  # an unlikely one, and of every row
+            tensors["lm_head.bias"][123] = np.nan
+        else:
+            tensors["transformer.wte.weight"][7] = np.nan
+        with np.errstate(invalid="ignore"):
+            onnx_graph.save_graph(weights_of(CONFIG, tensors), tmp_path, precision)
+        runtime = OnnxRuntime(tmp_path, CONFIG, None, 1)
+        output = prefill(runtime, 0, [[1, 2, 3], [5, 7], [4]])
+        affected = [True] * 3 if name == "one logit" else [False, True, False]
+        assert np.isnan(output.logsumexp).tolist() == affected
+        assert np.isnan(output.logits()).any(axis=1).tolist() == affected
+        output = decode(runtime, [1, 1, 1])
+        assert np.isnan(output.logsumexp).tolist() == affected
+        runtime.close()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_step_beyond_the_budget_changes_nothing(
+    exported: tuple[str, Path], weights: FusedWeights, cuda_graph: bool
+) -> None:
+    precision, folder = exported
+    runtime = OnnxRuntime(folder, CONFIG, None, 1, cuda_graph)
+    cache = runtime.cache
+    cache.max_bytes = cache.bytes(2, 128)
+    sequences = [tokens(0, 100), tokens(1, 128)]
+    prefill(runtime, 0, sequences)
+    for _ in range(2):
+        with pytest.raises(KVCacheFull, match=r"^2 sequences of 129 tokens need [\d,]+ bytes"):
+            decode(runtime, [1, 2])
+        with pytest.raises(KVCacheFull, match=r"^3 sequences of 128 tokens need"):
+            prefill(runtime, 2, [[1]])
+    assert [cache.length(slot) for slot in range(3)] == [100, 128, 0]
+    found = decode(runtime, [3]).logits()  # the first has room left
+    assert_logits(precision, weights, found, [[*sequences[0], 3]])
+    cache.max_bytes = cache.bytes(2, 160)
+    sequences = [[*sequences[0], 3, 1], [*sequences[1], 2]]
+    assert_logits(precision, weights, decode(runtime, [1, 2]).logits(), sequences)
+    runtime.close()
 
 
 def generator(checkpoint: Path, home_path: Path, **options: Any) -> CodeGenerator:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_models import open_model, spread_tensors, write_model
+from random_models import open_model, spread_tensors, weights_of, write_model
+from scipy.special import logsumexp
 
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import paddle_inference
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Runtime, StepOutput, decode, prefill
-from paddlenlp_codegen_task.runtime.kv_cache import MIN_CAPACITY
+from paddlenlp_codegen_task.runtime.kv_cache import MIN_CAPACITY, KVCacheFull
 
 CONFIG = CodeGenConfig(
     vocab_size=300,
@@ -54,10 +56,10 @@ def loaded(request: pytest.FixtureRequest, folder: Path, home_path: Path) -> Ite
 @pytest.fixture
 def runtime(loaded: Runtime) -> Runtime:
     """A runtime that other sequences, as long as can be, have used before."""
-    loaded.reset(2)
+    loaded.cache.reset()
     prefill(loaded, 0, [ids(CONFIG.n_positions, 91)])
     prefill(loaded, 1, [ids(CONFIG.n_positions, 92)])
-    loaded.reset(1)
+    loaded.cache.reset()
     return loaded
 
 
@@ -70,6 +72,8 @@ def check(output: StepOutput, rows: list[np.ndarray]) -> None:
     assert found.shape == wanted.shape
     error = np.abs(found - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
     assert error.max() < TOLERANCE
+    exact = logsumexp(found.astype(np.float64), axis=1)
+    np.testing.assert_allclose(output.logsumexp, exact, rtol=1e-6)
     assert (output.candidate_ids[:, 0] == found.argmax(axis=1)).all()
 
 
@@ -87,7 +91,7 @@ def test_capacity_grows_up_to_the_context_limit(runtime: Runtime, expected: Expe
     assert capacities == [128, 256, 512, 600]
     with pytest.raises(ValueError, match=r"^601 tokens do not fit the context of 600$"):
         decode(runtime, [1])
-    assert runtime.cache.lengths[0] == 600
+    assert runtime.cache.length(0) == 600
     check(prefill(runtime, 0, [token_ids[:9]]), [wanted[8]])  # and it still works
 
 
@@ -100,7 +104,6 @@ def test_prompts_around_the_capacities(runtime: Runtime, expected: Expected, len
 def test_slots_and_capacity_grow_beside_running_sequences(runtime: Runtime, expected: Expected):
     rows = [ids(length + 6, seed) for seed, length in enumerate((20, 125, 3, 254, 60, 1))]
     wanted = [expected(row) for row in rows]
-    runtime.reset(1)
     done = [0] * len(rows)
 
     for slot, row in enumerate(rows):
@@ -111,7 +114,7 @@ def test_slots_and_capacity_grow_beside_running_sequences(runtime: Runtime, expe
         done = [n + 1 if at <= slot else n for at, n in enumerate(done)]
     assert runtime.cache.slots >= len(rows)
     assert runtime.cache.capacity == 512
-    assert [runtime.cache.lengths[slot] for slot in range(len(rows))] == done
+    assert [runtime.cache.length(slot) for slot in range(len(rows))] == done
 
 
 def test_right_padded_prompts_equal_those_alone(runtime: Runtime, expected: Expected):
@@ -157,12 +160,12 @@ def test_a_moved_sequence_goes_on(runtime: Runtime, expected: Expected, lengths:
     wanted = [expected(row) for row in rows]
     for slot, row in enumerate(rows):
         prefill(runtime, slot, [row[:-2]])
-    runtime.copy(2, 0)
-    assert [runtime.cache.lengths[n] for n in range(3)] == [lengths[2], lengths[1], lengths[2]]
+    runtime.cache.copy(2, 0)
+    assert [runtime.cache.length(n) for n in range(3)] == [lengths[2], lengths[1], lengths[2]]
     for n in (-2, -1):
         check(decode(runtime, [rows[2][n], rows[1][n]]), [wanted[2][n], wanted[1][n]])
     check(prefill(runtime, 2, [rows[0]]), [wanted[0][-1]])  # the slot left can be used again
-    assert runtime.cache.lengths[0] == lengths[2] + 2
+    assert runtime.cache.length(0) == lengths[2] + 2
 
 
 def test_two_runtimes_of_one_export_do_not_share_buffers(
@@ -180,6 +183,81 @@ def test_two_runtimes_of_one_export_do_not_share_buffers(
     pair[0].runtime.close()
     check(prefill(pair[1].runtime, 0, [rows[0]]), [wanted[0][-1]])
     pair[1].runtime.close()
+
+
+def test_logits_of_every_token(runtime: Runtime, expected: Expected):
+    token_ids = ids(139)
+    wanted = expected(token_ids)
+    prefill(runtime, 0, [ids(5, 1), token_ids[:120]])
+    check(runtime.forward(1, [token_ids[120:]], every=True), list(wanted[120:]))
+    assert [runtime.cache.length(slot) for slot in range(2)] == [5, 139]
+    runtime.cache.truncate(1, 125)  # as if only five had been right
+    check(runtime.forward(1, [token_ids[125:127]]), [wanted[126]])
+
+
+def runtimes_of(tensors: dict[str, np.ndarray], folder: Path) -> list[Runtime]:
+    """A static and an eager one."""
+    weights = weights_of(CONFIG, tensors)
+    paddle_inference.export(weights, folder, "fp32")
+    static = paddle_inference.load(folder, CONFIG, None, 1, "fp32", False)
+    return [static, paddle_inference.load_eager(weights, None, 1, "fp32")]
+
+
+@pytest.mark.parametrize("factor", [0, 0.01, 30, 1000])
+def test_logsumexp_of_logits_near_and_far(tmp_path: Path, factor: float):
+    """Where all are alike, and where exponentials would overflow by far."""
+    tensors = spread_tensors(CONFIG)
+    for name in ("lm_head.weight", "lm_head.bias"):
+        tensors[name] *= np.float32(factor)
+    for runtime in runtimes_of(tensors, tmp_path):
+        output = prefill(runtime, 0, [ids(3), ids(9, 1)])
+        logits = output.logits().astype(np.float64)
+        assert np.ptp(logits) == pytest.approx(20 * factor, rel=0.5)
+        np.testing.assert_allclose(output.logsumexp, logsumexp(logits, axis=1), rtol=1e-6)
+        runtime.close()
+
+
+def test_logits_that_are_no_numbers_show_in_logsumexp(tmp_path: Path):
+    for name in ("one logit", "one token's row"):
+        tensors = spread_tensors(CONFIG)
+        if name == "one logit":  # an unlikely one, and of every row
+            tensors["lm_head.bias"][123] = np.nan
+        else:
+            tensors["transformer.wte.weight"][7] = np.nan
+        affected = [True] * 3 if name == "one logit" else [False, True, False]
+        for runtime in runtimes_of(tensors, tmp_path):
+            output = prefill(runtime, 0, [[1, 2, 3], [5, 7], [4]])
+            assert np.isnan(output.logsumexp).tolist() == affected
+            assert np.isnan(output.logits()).any(axis=1).tolist() == affected
+            assert np.isnan(decode(runtime, [1, 1, 1]).logsumexp).tolist() == affected
+            runtime.close()
+
+
+def test_a_step_beyond_the_budget_changes_nothing(runtime: Runtime, expected: Expected):
+    cache = runtime.cache
+    cache.clear()  # whose memory is larger
+    cache.max_bytes = cache.bytes(2, 128)
+    rows = [ids(103), ids(129, 1)]
+    wanted = [expected(row) for row in rows]
+    try:
+        prefill(runtime, 0, [rows[0][:100], rows[1][:128]])
+        for _ in range(2):
+            with pytest.raises(KVCacheFull, match=r"^2 sequences of 129 tokens need [\d,]+ bytes"):
+                decode(runtime, [rows[0][100], rows[1][128]])
+            with pytest.raises(KVCacheFull, match=r"^3 sequences of 128 tokens need"):
+                prefill(runtime, 2, [[1]])
+        assert [cache.length(slot) for slot in range(3)] == [100, 128, 0]
+        check(decode(runtime, [rows[0][100]]), [wanted[0][100]])  # the first has room left
+        cache.max_bytes = cache.bytes(2, 160)
+        step = decode(runtime, [rows[0][101], rows[1][128]])
+        check(step, [wanted[0][101], wanted[1][128]])
+    finally:
+        cache.max_bytes = None
+
+
+def test_only_onnx_runtime_captures_cuda_graphs(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^cuda_graph=True needs engine='onnxruntime'$"):
+        paddle_inference.load(tmp_path, CONFIG, None, 1, "fp32", True)
 
 
 @pytest.mark.parametrize("static_mode", [True, False])
