@@ -206,7 +206,7 @@ def measure(
     first, last = answer["seconds"][0], answer["seconds"][-1]
     return {
         "prefill_seconds": first,
-        "tokens_per_second": len(prompts) * (new_tokens - 1) / (last - first),
+        "tokens_per_second": sum(answer["rows"][1:]) / (last - first),
         "peak_bytes": answer["peak_bytes"],
         "tokens": answer["tokens"],
     }

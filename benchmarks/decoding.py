@@ -23,7 +23,6 @@ from paddlenlp_codegen_task import CodeGenerator
 
 SLOTS = 8
 ENDS_ANYWHERE: dict[str, Any] = {
-    "max_length": 256,
     "top_k": 0,
     "temperature": 1.0,
     "repetition_penalty": 1.0,
@@ -32,24 +31,27 @@ ENDS_ANYWHERE: dict[str, Any] = {
 }
 
 
-def continuous_batching(generator: CodeGenerator, rounds: int) -> dict[str, Any]:
+def continuous_batching(
+    generator: CodeGenerator, rounds: int, groups: int, longest: int
+) -> dict[str, Any]:
     """Seconds of one call and of a call a group, alternately; the texts must be the same."""
-    prompts = [f"# example {number}\ndef f(x):\n    return" for number in range(8 * SLOTS)]
-    generator.generate(prompts[:SLOTS], batch_size=SLOTS, **ENDS_ANYWHERE)
+    prompts = [f"# example {number}\ndef f(x):\n    return" for number in range(groups * SLOTS)]
+    options = {**ENDS_ANYWHERE, "max_length": longest}
+    generator.generate(prompts[:SLOTS], batch_size=SLOTS, **options)
     found: dict[str, Any] = {}
 
     def together() -> None:
-        found["together"] = generator.generate(prompts, batch_size=SLOTS, **ENDS_ANYWHERE)
+        found["together"] = generator.generate(prompts, batch_size=SLOTS, **options)
 
     def in_groups() -> None:
         found["groups"] = []
         for start in range(0, len(prompts), SLOTS):
             group = prompts[start : start + SLOTS]
-            found["groups"] += generator.generate(group, batch_size=SLOTS, **ENDS_ANYWHERE)
+            found["groups"] += generator.generate(group, batch_size=SLOTS, **options)
 
     pairs = [(timed(in_groups), timed(together)) for _ in range(rounds)]
     lengths = [len(one.token_ids) for (one,) in found["together"]]
-    longest = [max(lengths[start : start + SLOTS]) for start in range(0, len(lengths), SLOTS)]
+    steps = [max(lengths[start : start + SLOTS]) for start in range(0, len(lengths), SLOTS)]
     return {
         "lengths": {
             "shortest": min(lengths),
@@ -57,7 +59,7 @@ def continuous_batching(generator: CodeGenerator, rounds: int) -> dict[str, Any]
             "longest": max(lengths),
         },
         "tokens": sum(lengths),
-        "steps_in_groups": sum(longest),
+        "steps_in_groups": sum(steps),
         "steps_if_slots_were_always_full": -(-sum(lengths) // SLOTS),
         "seconds_in_groups": statistics.median(a for a, _ in pairs),
         "seconds_together": statistics.median(b for _, b in pairs),
@@ -73,17 +75,23 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("build/decoding"), help="for exports")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--groups", type=int, default=8, help=f"of {SLOTS} prompts")
+    parser.add_argument("--longest", type=int, default=256, help="most tokens of a completion")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of the host's share")
     options = parser.parse_args()
     results: dict[str, Any] = {}
-    sampling = {"max_length": 64, "min_length": 64, "seed": 0}
+    length = {"max_length": options.new_tokens, "min_length": options.new_tokens}
+    ways = {"greedy": {**OPTIONS, **length}, "sampling": {**length, "seed": 0}}
     with CodeGenerator.from_pretrained(
         options.checkpoint.resolve(),
         home_path=options.home,
         engine="onnxruntime",
         precision="int8",
     ) as generator:
-        results["continuous_batching"] = continuous_batching(generator, options.rounds)
-        for name, chosen in (("greedy", OPTIONS), ("sampling", sampling)):
+        results["continuous_batching"] = continuous_batching(
+            generator, options.rounds, options.groups, options.longest
+        )
+        for name, chosen in ways.items():
             for batch in (1, 32):
                 shares = [host_share(generator, batch, **chosen) for _ in range(options.rounds)]
                 results[f"host_{name}_{batch}"] = {

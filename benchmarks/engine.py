@@ -42,9 +42,7 @@ class Work:
         self.generator = generator
         self.size = size  # share of the full tasks
         ids = generator.tokenizer.encode(source_text())
-        self.pieces = [
-            generator.tokenizer.decode(ids[100 * n : 100 * n + 1500]) for n in range(64)
-        ]
+        self.pieces = [generator.tokenizer.decode(ids[100 * n : 100 * n + 1500]) for n in range(64)]
 
     def _tokens(self, number: int, count: int) -> str:
         """A prompt of about so many tokens."""
@@ -118,7 +116,7 @@ class Work:
             self._tokens(n, int(16 * (longest / 16) ** rng.random()))
             for n in range(max(4, int(32 * self.size)))
         ]
-        lengths = [int(256 ** rng.random()) for _ in prompts]
+        lengths = [max(1, int(self.size * 256 ** rng.random())) for _ in prompts]
         gaps: list[float] = []
         stop = threading.Event()
 
@@ -222,9 +220,7 @@ def memory(model: str, load: dict[str, Any], requests: int, budget: int) -> dict
         )
         done = sum(
             1
-            for _ in generator.generate_as_completed(
-                prompts, max_length=32, batch_size=64, **SHORT
-            )
+            for _ in generator.generate_as_completed(prompts, max_length=32, batch_size=64, **SHORT)
         )
         stop.set()
         watcher.join()
@@ -363,7 +359,9 @@ def main() -> None:
         with CodeGenerator.from_pretrained(options.model, **load) as generator:
             for kind, chosen in kinds.items():
                 for batch in (1, 32):
-                    shares = [host_share(generator, batch, length, chosen) for _ in range(5)]
+                    shares = [
+                        host_share(generator, batch, length, chosen) for _ in range(options.rounds)
+                    ]
                     results[f"host_{kind}_{batch}"] = statistics.median(shares)
         if options.requests:
             results["memory"] = memory(options.model, load, options.requests, options.budget)

@@ -27,7 +27,6 @@ from paddlenlp_codegen_task.runtime import paddle_inference
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 VARIANTS = ("off", "oneDNN fp32", "oneDNN bf16")
-PROMPT = list(range(1000, 1016))
 
 
 def load(folder: Path, options: LoadOptions, variant: str) -> Runtime:
@@ -52,9 +51,13 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def prompt(runtime: Runtime) -> list[int]:
+    return [token_id % runtime.config.vocab_size for token_id in range(1000, 1016)]
+
+
 def greedy(runtime: Runtime, count: int) -> list[int]:
-    runtime.reset(1)
-    tokens = [int(prefill(runtime, 0, [PROMPT]).candidate_ids[0, 0])]
+    runtime.cache.reset()
+    tokens = [int(prefill(runtime, 0, [prompt(runtime)]).candidate_ids[0, 0])]
     while len(tokens) < count:
         tokens.append(int(decode(runtime, tokens[-1:]).candidate_ids[0, 0]))
     return tokens
@@ -78,8 +81,8 @@ def main() -> None:
             results[variant] = {"same_tokens_of_32": [*same, False].index(False)}
         for batch in (1, 8, 32):
             for runtime in runtimes.values():
-                runtime.reset(batch)
-                prefill(runtime, 0, [PROMPT] * batch)
+                runtime.cache.reset()
+                prefill(runtime, 0, [prompt(runtime)] * batch)
                 decode(runtime, [5] * batch)
             times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
             for _ in range(options.rounds):
@@ -87,12 +90,13 @@ def main() -> None:
                     times[variant].append(timed(partial(decode, runtime, [5] * batch)))
             for variant, seconds in times.items():
                 results[variant][f"decode_{batch}_ms"] = 1000 * statistics.median(seconds)
-        prompt = np.random.default_rng(0).integers(0, 50000, 128).tolist()
+        most = min(50000, runtimes["off"].config.vocab_size)
+        long = np.random.default_rng(0).integers(0, most, 128).tolist()
         times = {variant: [] for variant in VARIANTS}
         for _ in range(5):
             for variant, runtime in runtimes.items():
-                runtime.reset(1)
-                times[variant].append(timed(partial(prefill, runtime, 0, [prompt])))
+                runtime.cache.reset()
+                times[variant].append(timed(partial(prefill, runtime, 0, [long])))
         for variant, seconds in times.items():
             results[variant]["prefill_128_ms"] = 1000 * statistics.median(seconds)
 

@@ -28,10 +28,10 @@ CACHE_BYTES = 1 << 30
 PLACES = {"last line": 1.0, "line at 95 %": 0.95, "line at 75 %": 0.75, "line in the middle": 0.5}
 
 
-def base_prompt(generator: CodeGenerator) -> list[str]:
-    """Lines of this project's source that are about PROMPT_TOKENS tokens."""
+def base_prompt(generator: CodeGenerator, tokens: int) -> list[str]:
+    """Lines of this project's source that are about so many tokens."""
     ids = generator.tokenizer.encode(SOURCE + Path(__file__).read_text(encoding="utf-8"))
-    return generator.tokenizer.decode(ids[:PROMPT_TOKENS]).split("\n")
+    return generator.tokenizer.decode(ids[:tokens]).split("\n")
 
 
 def edited(lines: list[str], place: float, number: int) -> str:
@@ -42,10 +42,10 @@ def edited(lines: list[str], place: float, number: int) -> str:
 
 
 def measure(
-    cached: CodeGenerator, plain: CodeGenerator, place: float, rounds: int
+    cached: CodeGenerator, plain: CodeGenerator, tokens: int, place: float, rounds: int
 ) -> dict[str, Any]:
-    """Seconds to the first token of both, edit by edit."""
-    lines = base_prompt(plain)
+    """Seconds to the first token of both, edit by edit of a prompt of so many tokens."""
+    lines = base_prompt(plain, tokens)
     cached.generate("\n".join(lines), max_length=1)
     pairs, same = [], True
     for number in range(rounds):
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("build/decoding"), help="for exports")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS)
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(2), "precision": options.precision}
     load = {
@@ -90,7 +91,7 @@ def main() -> None:
         CodeGenerator.from_pretrained(folder, prefix_cache_bytes=CACHE_BYTES, **load) as cached,
     ):
         for name, place in PLACES.items():
-            results[name] = measure(cached, plain, place, options.rounds)
+            results[name] = measure(cached, plain, options.prompt_tokens, place, options.rounds)
             print(name, json.dumps(results[name]), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"prefix_cache-{results['machine']['date']}.json"

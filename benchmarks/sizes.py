@@ -103,17 +103,17 @@ def generate(size: str, precision: str, work: Path) -> dict[str, float]:
     """Load an export, compare it with the reference, then continue the prompt greedily."""
     config, threads = config_of(size), len(os.sched_getaffinity(0))
     start = time.perf_counter()
-    runtime = onnx_inference.load(work / f"{size}-{precision}", config, None, threads, precision)
+    folder = work / f"{size}-{precision}"
+    runtime = onnx_inference.load(folder, config, None, threads, precision, False)
     load_seconds = time.perf_counter() - start
 
     logits, tokens = np.load(work / f"{size}.npy"), prompt(config)
-    runtime.reset(1)
     found = prefill(runtime, 0, [tokens[: PROMPT_TOKENS // 2]])
     for token in tokens[PROMPT_TOKENS // 2 :]:
         found = decode(runtime, [token])
     step_by_step = found.logits()[0].copy()
 
-    runtime.reset(1)
+    runtime.cache.reset()
     start = time.perf_counter()
     found = prefill(runtime, 0, [tokens])
     prefill_seconds = time.perf_counter() - start
@@ -179,10 +179,9 @@ def table(entries: dict[str, Any]) -> str:
         "| Peak, GB | without mapped files, GB | Error, deviations |",
         "|---|---|" + "--:|" * 9,
     ]
-    for size, precision in ((size, one) for size, them in ENTRIES.items() for one in them):
-        entry = entries.get(f"{size}:{precision}")
-        if entry is None:
-            continue
+    order = [f"{size}:{one}" for size in SIZES for one in ALL]
+    for name in (name for name in order if name in entries):
+        entry, (size, precision) = entries[name], name.split(":")
         made, ran = entry["export"], entry["generate"]
         cells = [
             size,
@@ -206,7 +205,8 @@ def main() -> None:
     default = HERE / "results" / f"sizes-{of_machine['date']}.json"
     parser.add_argument("--out", type=Path, default=default, help="the JSON file")
     names = [f"{size}:{one}" for size, them in ENTRIES.items() for one in them]
-    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    others = [f"tiny:{one}" for one in ALL]  # to try this script with
+    parser.add_argument("--only", nargs="*", choices=[*names, *others], default=names)
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

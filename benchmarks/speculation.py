@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import queue
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 from compare import machine
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 
 NEW_TOKENS = 64
 TYPED = (
@@ -53,13 +55,24 @@ def halves(path: Path, count: int) -> list[str]:
     return found[:: max(1, len(found) // count)][:count]
 
 
+def accepted(generator: CodeGenerator) -> dict[str, float]:
+    """By kind of guess, the chance that the next token of one holds, as speculation reckons it."""
+    found: queue.SimpleQueue[dict[str, float]] = queue.SimpleQueue()
+
+    def read(scheduler: Scheduler) -> None:  # in the thread that writes it
+        kinds = scheduler.pace.kinds.items()
+        found.put({kind: round(known.accepted, 3) for kind, known in kinds})
+
+    generator._engine.run(read)
+    return found.get()
+
+
 def measure(
     generator: CodeGenerator, prompts: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Tokens a second of both ways, prompt by prompt in alternation."""
     tokens, different, seconds = 0, 0, {True: 0.0, False: 0.0}
     ratios = []
-    kinds = generator._scheduler._pace.kinds
     for number, prompt in enumerate(prompts):
         took, texts = {}, {}
         for lookup in (number % 2 == 0, number % 2 == 1):
@@ -80,7 +93,7 @@ def measure(
         "tokens_per_second_without": tokens / seconds[False],
         "ratio": seconds[False] / seconds[True],
         "median_ratio_of_a_prompt": statistics.median(ratios),
-        "accepted": {kind: round(known.accepted, 3) for kind, known in kinds.items()},
+        "accepted": accepted(generator),
     }
 
 
@@ -89,7 +102,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--code", type=Path, required=True, help="valid.jsonl of corpus.py")
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--count", type=int, default=200, help="functions of which half is given")
+    parser.add_argument("--repeats", type=int, default=10, help="of the prompts as users type them")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--home", type=Path, help="for exports; by default PaddleNLP's")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     prompts = halves(options.code, options.count)
@@ -99,10 +115,14 @@ def main() -> None:
     }
     results: dict[str, Any] = {"machine": machine(2), "precision": options.precision}
     for name, way in ways.items():
-        for kind, chosen in (("second halves", prompts), ("typed", list(TYPED) * 10)):
-            settings = {**way, "max_length": NEW_TOKENS, "truncation": None, "ignore_eos": True}
+        for kind, chosen in (("second halves", prompts), ("typed", list(TYPED) * options.repeats)):
+            settings = {**way, "truncation": None, "ignore_eos": True}
+            settings["max_length"] = options.new_tokens
             with CodeGenerator.from_pretrained(
-                options.model, engine="onnxruntime", precision=options.precision
+                options.model,
+                engine="onnxruntime",
+                precision=options.precision,
+                home_path=options.home,
             ) as generator:
                 generator.generate(prompts[:2], **settings)
                 results[f"{name}, {kind}"] = measure(generator, chosen, settings)

@@ -27,6 +27,7 @@ from typing import Any
 
 import paddlenlp_codegen_task  # noqa: F401
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.decoding.events import Forward
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 
@@ -90,7 +91,9 @@ def paddlenlp_model(folder: Path) -> Any:
     return model
 
 
-def against_paddlenlp(folder: Path, generator: CodeGenerator, rounds: int) -> dict[str, Any]:
+def against_paddlenlp(
+    folder: Path, generator: CodeGenerator, rounds: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """One prompt of 16 tokens: PaddleNLP's dygraph generate, and the static graph."""
     import paddle
 
@@ -102,31 +105,33 @@ def against_paddlenlp(folder: Path, generator: CodeGenerator, rounds: int) -> di
     def theirs() -> None:
         out, _ = model.generate(
             ids,
-            max_length=NEW_TOKENS,
-            min_length=NEW_TOKENS,
+            max_length=options["max_length"],
+            min_length=options["min_length"],
             decode_strategy="greedy_search",
             repetition_penalty=1.0,
         )
         tokens["theirs"] = out.numpy()[0].tolist()
 
     def ours() -> None:
-        tokens["ours"] = list(generator.generate(prompt, **OPTIONS)[0][0].token_ids)
+        tokens["ours"] = list(generator.generate(prompt, **options)[0][0].token_ids)
 
     result = alternate(theirs, ours, rounds)
     result["same_tokens"] = tokens["theirs"] == tokens["ours"]
     return result
 
 
-def batch_against_one_by_one(generator: CodeGenerator, rounds: int) -> dict[str, Any]:
+def batch_against_one_by_one(
+    generator: CodeGenerator, rounds: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """Eight prompts of 5 to 61 tokens: one after the other, and as one batch."""
     texts = prompts(generator, [5, 61, 13, 16, 37, 24, 9, 48])
     found: dict[str, Any] = {}
 
     def alone() -> None:
-        found["alone"] = [generator.generate(text, **OPTIONS)[0] for text in texts]
+        found["alone"] = [generator.generate(text, **options)[0] for text in texts]
 
     def together() -> None:
-        found["together"] = generator.generate(texts, batch_size=8, **OPTIONS)
+        found["together"] = generator.generate(texts, batch_size=8, **options)
 
     result = alternate(alone, together, rounds)
     result["same_tokens"] = found["alone"] == found["together"]
@@ -135,26 +140,19 @@ def batch_against_one_by_one(generator: CodeGenerator, rounds: int) -> dict[str,
 
 def host_share(generator: CodeGenerator, batch: int, **options: Any) -> dict[str, float]:
     """Share of a run's time that is spent outside the graph: choosing tokens, truncation, ..."""
-    runtime = generator._model.runtime
-    forward = runtime.forward
-    inside = 0.0
+    inside: list[float] = []
 
-    def measured(*arguments: Any, **named: Any) -> Any:
-        nonlocal inside
-        start = time.perf_counter()
-        output = forward(*arguments, **named)
-        inside += time.perf_counter() - start
-        return output
+    def note(step: Forward) -> None:
+        inside.append(step.seconds)
 
     texts = prompts(generator, [16] * batch)
-    runtime.forward = measured  # type: ignore[method-assign]
+    generator.generate(texts, batch_size=batch, **options)
+    generator.add_step_hook(note)
     try:
-        generator.generate(texts, batch_size=batch, **options)
-        inside = 0.0
         total = timed(lambda: generator.generate(texts, batch_size=batch, **options))
     finally:
-        runtime.forward = forward  # type: ignore[method-assign]
-    return {"batch": batch, "seconds": total, "host_share": 1 - inside / total}
+        generator.remove_step_hook(note)
+    return {"batch": batch, "seconds": total, "host_share": 1 - sum(inside) / total}
 
 
 _EXPORT = """
@@ -240,23 +238,25 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=3, help="of new processes that are timed")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
     options = parser.parse_args()
     folder, rounds = options.checkpoint.resolve(), options.rounds
+    length = {"max_length": options.new_tokens, "min_length": options.new_tokens}
+    greedy, sampling = {**OPTIONS, **length}, {**length, "seed": 0}
 
     home = Path(tempfile.mkdtemp())
     try:
         results: dict[str, Any] = {"export": export_memory(folder)}
-        results["second_start"] = second_start(folder, home, 3)
+        results["second_start"] = second_start(folder, home, options.starts)
         generator = CodeGenerator.from_pretrained(folder, home_path=home, engine="paddle")
         results["machine"] = machine()
         assert CodeGenConfig.from_folder(folder) == generator.config
-        results["batch_8"] = batch_against_one_by_one(generator, max(1, rounds // 2))
-        greedy = OPTIONS
-        sampling = {"max_length": NEW_TOKENS, "min_length": NEW_TOKENS, "seed": 0}
+        results["batch_8"] = batch_against_one_by_one(generator, max(1, rounds // 2), greedy)
         for name, chosen in (("greedy", greedy), ("sampling", sampling)):
             for batch in (1, 32):
                 results[f"host_{name}_{batch}"] = host_share(generator, batch, **chosen)
-        results["batch_1_against_paddlenlp"] = against_paddlenlp(folder, generator, rounds)
+        results["batch_1_against_paddlenlp"] = against_paddlenlp(folder, generator, rounds, greedy)
         results["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     finally:
         shutil.rmtree(home)

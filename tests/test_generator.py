@@ -678,8 +678,8 @@ def overflowing(
     # Normed, that is 8 in its first place, where no other token comes near 6.
     layer = "transformer.h.0."
     tensors[layer + "ln_1.weight"][0], tensors[layer + "ln_1.bias"][0] = 1, 0
-    tensors[layer + "mlp.fc_in.weight"][0] = [1e20, *[0.0] * (CONFIG.n_embd - 1)]
-    tensors[layer + "mlp.fc_in.bias"][0] = -6e20
+    tensors[layer + "mlp.fc_in.weight"][0] = [1e11, *[0.0] * (CONFIG.n_embd - 1)]
+    tensors[layer + "mlp.fc_in.bias"][0] = -6e11
     tensors[layer + "mlp.fc_out.weight"][:, 0] = 1e30
     tensors["lm_head.bias"][BROKEN] = -1000
     folder = write_model(tmp_path_factory.mktemp("overflowing"), CONFIG, tensors)

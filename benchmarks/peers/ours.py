@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import worker
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.decoding.events import Forward
 
 
 def _load(folder: Path, precision: str, threads: int) -> CodeGenerator:
@@ -29,17 +29,13 @@ def prepare(checkpoint: Path, folder: Path, precision: str) -> None:
 class Ours:
     def __init__(self, generator: CodeGenerator) -> None:
         self._generator = generator
-        self._runtime = generator._model.runtime
         self._run: worker.Run | None = None
         # A step of the graph stands for its tokens: choosing them takes a fraction of a percent.
-        self._forward = self._runtime.forward
-        self._runtime.forward = self._stamped  # type: ignore[method-assign]
+        generator.add_step_hook(self._stamp)
 
-    def _stamped(self, *arguments: Any) -> Any:
-        output = self._forward(*arguments)
+    def _stamp(self, step: Forward) -> None:
         assert self._run is not None
-        self._run.stamp()
-        return output
+        self._run.stamp(len(step.tokens))
 
     def generate(self, run: worker.Run) -> list[list[int]]:
         self._run = run
@@ -53,9 +49,11 @@ class Ours:
             decode_strategy="greedy_search",
             repetition_penalty=1.0,
             truncation=None,
+            prompt_lookup=False,  # a token a step, as the others
         )
-        # A long prompt takes several steps; the last `new_tokens` steps each gave a token.
-        del run.stamps[: -run.new_tokens]
+        # Prompts may take several steps, and those that are done decode meanwhile: the last
+        # `new_tokens` steps begin with the one after which every prompt has its first token.
+        del run.stamps[: -run.new_tokens], run.rows[: -run.new_tokens]
         return [list(one.token_ids) for (one,) in completions]
 
 

@@ -22,6 +22,7 @@ class Run:
         prompts: texts; all systems have the same vocabulary.
         prompt_tokens: to be set to the number of tokens that each prompt had.
         stamps: when each step's tokens were there, in seconds since the request.
+        rows: how many prompts each step gave a token: all of them, unless it was told otherwise.
     """
 
     def __init__(self, prompts: list[str], new_tokens: int) -> None:
@@ -29,10 +30,12 @@ class Run:
         self.new_tokens = new_tokens
         self.prompt_tokens: list[int] = []
         self.stamps: list[float] = []
+        self.rows: list[int] = []
         self._start = time.perf_counter()
 
-    def stamp(self) -> None:
+    def stamp(self, rows: int | None = None) -> None:
         self.stamps.append(time.perf_counter() - self._start)
+        self.rows.append(len(self.prompts) if rows is None else rows)
 
 
 class Model(Protocol):
@@ -73,6 +76,7 @@ def main(
         answer = {
             "prompt_tokens": run.prompt_tokens,
             "seconds": run.stamps,
+            "rows": run.rows,
             "tokens": tokens,
             "peak_bytes": peak_bytes(),
         }

@@ -88,7 +88,7 @@ class Parameters:
             "top_k": 1 if greedy else min(config.top_k or vocab_size, vocab_size),
             "top_p": 1.0 if greedy else config.top_p,
             "min_p": 0.0 if greedy else config.min_p,
-            "repetition_penalty": config.repetition_penalty,
+            "repetition_penalty": min(max(config.repetition_penalty, 1 / _HUGE), _HUGE),
             "presence_penalty": config.presence_penalty,
             "frequency_penalty": config.frequency_penalty,
             "eos_from": config.max_length if config.ignore_eos else config.min_length,
@@ -124,6 +124,10 @@ COLUMNS = (
 )
 
 
+# Beyond this, a logit might be infinite in float32, and its difference from another no number.
+_HUGE = 1e37
+
+
 def _bias(config: GenerationConfig, vocab_size: int) -> npt.NDArray[np.float32] | None:
     if not config.logit_bias and not config.suppress_tokens:
         return None
@@ -138,7 +142,7 @@ def _bias(config: GenerationConfig, vocab_size: int) -> npt.NDArray[np.float32] 
                     f"{name}: the vocabulary has {vocab_size} tokens, there is no {token_id}"
                 )
     for token_id, value in (config.logit_bias or {}).items():
-        bias[token_id] = value
+        bias[token_id] = min(max(value, -_HUGE), _HUGE)
     bias[list(config.suppress_tokens)] = -np.inf
     if np.isneginf(bias).all():
         raise ValueError("suppress_tokens: leaves no token to choose")

@@ -256,7 +256,11 @@ def _pick(output: StepOutput, contexts: Sequence[Context], table: _Table) -> tup
         keep &= inside | without[:, None]
         settled |= without
     if table.has_min_p:  # weights are relative to the likeliest token's
-        keep &= weights >= table.min_p[:, None]
+        likely = keep & (weights >= table.min_p[:, None])
+        # A candidate that it cuts off may have been lowered, and others be likelier than that one.
+        others = np.exp((bound - ranked[:, 0]).astype(np.float64) / table.temperature)
+        settled &= (likely == keep).all(axis=1) | (others < table.min_p)
+        keep = likely
     kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
     lowest = ranked[rows, kept - 1]
     cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
@@ -281,7 +285,8 @@ def _totals(
     lower all of it to nothing.
     """
     q, largest = table.q, ranked[:, 0].astype(np.float64)
-    known: Doubles = np.exp((ranked - ranked[:, :1]).astype(np.float64) * q[:, None]).sum(axis=1)
+    below = (ranked - ranked[:, :1]).astype(np.float64)
+    known: Doubles = np.exp(below / table.temperature[:, None]).sum(axis=1)
     others = vocab_size - ranked.shape[1]
     if others == 0:
         return known, known

@@ -6,6 +6,8 @@ which one the draw falls, and only those two are sorted.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,12 +19,39 @@ Doubles = npt.NDArray[np.float64]
 _BINS = 1024
 _SPAN = 24.0  # in units of the temperature: what is below e**-24 of the likeliest shares a bin
 _BLOCK = 256
+_TINY = 1e-37  # about the least factor that float32 has: -inf times 0 would be no number
+
+
+class _Room(threading.local):
+    """Arrays that are used again: fresh ones of this size cost more than what is done in them."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, npt.NDArray[np.float64]] = {}
+
+    def floats(self, name: str, count: int) -> Floats:
+        return self._bytes(name, count).view(np.float32)[:count]
+
+    def doubles(self, name: str, count: int) -> Doubles:
+        return self._bytes(name, count)[:count]
+
+    def ids(self, name: str, count: int) -> Ids:
+        return self._bytes(name, count).view(np.int64)[:count]
+
+    def _bytes(self, name: str, count: int) -> npt.NDArray[np.float64]:
+        array = self._arrays.get(name)
+        if array is None or len(array) < count:
+            array = self._arrays[name] = np.empty(count, np.float64)
+        return array
+
+
+_room = _Room()
 
 
 def processed(logits: Floats, context: Context) -> Floats:
-    """A row's logits [vocab_size] after penalties and biases, float32."""
-    parameters = context.parameters
-    logits = logits.astype(np.float32)  # a copy
+    """A row's logits [vocab_size] after penalties and biases, float32, until the next call."""
+    parameters, given = context.parameters, logits
+    logits = _room.floats("logits", len(given))
+    np.copyto(logits, given)
     if context.length < parameters.eos_from and parameters.eos_token_id >= 0:
         logits[parameters.eos_token_id] = -np.inf
     if parameters.repetition_penalty != 1:
@@ -42,23 +71,24 @@ def choose(logits: Floats, context: Context) -> int:
     """Choose a token by all logits of its row, [vocab_size]."""
     parameters = context.parameters
     logits = processed(logits, context)
-    largest = logits.max()
+    largest, count = logits.max(), len(logits)
+    weights = np.subtract(logits, largest, out=_room.floats("weights", count))
     if parameters.temperature >= 1e-30:
-        weights = np.exp((logits - largest) / np.float32(parameters.temperature))
+        weights *= np.float32(max(1 / parameters.temperature, _TINY))
+        np.exp(weights, out=weights)
     else:  # float32 has no such number; whatever is below the largest weighs nothing
-        weights = (logits == largest).astype(np.float32)
-    if parameters.top_k == len(logits) and parameters.top_p == 1 and parameters.min_p == 0:
+        np.equal(weights, 0, out=weights, casting="unsafe")
+    if parameters.top_k == count and parameters.top_p == 1 and parameters.min_p == 0:
         return _draw(weights, context.draw)
-    total = weights.sum(dtype=np.float64)
-    lowest = np.float32(-np.inf)
-    if parameters.top_k < len(logits):
-        lowest = np.partition(logits, -parameters.top_k)[-parameters.top_k]
-    ids = np.arange(len(logits))
-    if lowest > -np.inf or parameters.min_p:
-        ids = np.flatnonzero((logits >= lowest) & (weights >= np.float32(parameters.min_p)))
-        logits, weights = logits[ids], weights[ids]
-    mass = parameters.top_p * total if parameters.top_p < 1 else np.inf
-    return int(ids[_nucleus_draw(logits, weights, mass, context.draw, parameters.temperature)])
+    mass = parameters.top_p * float(weights.sum()) if parameters.top_p < 1 else np.inf
+    if parameters.top_k == count and parameters.min_p == 0:
+        return _nucleus_draw(logits, weights, mass, context.draw, parameters.temperature)
+    keep = weights >= np.float32(parameters.min_p)
+    if parameters.top_k < count:
+        keep &= logits >= np.partition(logits, count - parameters.top_k)[count - parameters.top_k]
+    ids = np.flatnonzero(keep)
+    some = logits[ids], weights[ids]
+    return int(ids[_nucleus_draw(*some, mass, context.draw, parameters.temperature)])
 
 
 def _draw(weights: npt.NDArray[np.float32], draw: float) -> int:
@@ -95,9 +125,14 @@ def _nucleus_draw(
     """
     largest = logits.max()
     span = min(_SPAN * temperature, max(float(largest - logits.min()), 1e-30))
-    bins = np.minimum((largest - logits) * np.float32(min(_BINS / span, 1e30)), _BINS - 1)
-    bins = bins.astype(np.int32)
-    ends: Doubles = np.cumsum(np.bincount(bins, weights=weights, minlength=_BINS))
+    count = len(logits)
+    scaled = np.subtract(largest, logits, out=_room.floats("scaled", count))
+    scaled *= np.float32(min(max(_BINS / span, _TINY), 1e30))
+    np.minimum(scaled, _BINS - 1, out=scaled)
+    bins, doubles = _room.ids("bins", count), _room.doubles("weights in double", count)
+    np.copyto(bins, scaled, casting="unsafe")
+    np.copyto(doubles, weights)
+    ends: Doubles = np.cumsum(np.bincount(bins, weights=doubles, minlength=_BINS))
     last, total = _BINS, float(ends[-1])  # the bin in which the nucleus ends, and what it weighs
     if mass < total:
         last = int(np.searchsorted(ends, mass, side="right"))
@@ -116,7 +151,7 @@ def _nucleus_draw(
 
 
 def _bin(
-    logits: Floats, weights: Floats, bins: npt.NDArray[np.int32], number: int, ends: Doubles
+    logits: Floats, weights: Floats, bins: Ids, number: int, ends: Doubles
 ) -> tuple[Ids, Doubles]:
     """A bin's tokens [n] in order of likelihood, and what lies before each, [n + 1]."""
     ids = np.flatnonzero(bins == number)

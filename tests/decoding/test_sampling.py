@@ -187,6 +187,8 @@ def surely_fetches(
     candidates = output.candidates[at]
     if len(candidates) == vocab:
         return False
+    if candidates[-1] == -np.inf:
+        return None  # what is no candidate is impossible, which can be seen
     raises = config.repetition_penalty < 1 or config.presence_penalty < 0
     raises |= (
         config.frequency_penalty < 0 or max((config.logit_bias or {0: 0.0}).values(), default=0) > 0
