@@ -121,14 +121,14 @@ class Work:
         stop = threading.Event()
 
         def watch() -> None:
-            while not stop.is_set():
+            while not (stop.is_set() and gaps):  # a small load ends before the first one
                 last = None
                 for _ in self.generator.stream(PROMPT, max_length=128, **SHORT):
                     now = time.perf_counter()
                     if last is not None:
                         gaps.append(now - last)
                     last = now
-                    if stop.is_set():
+                    if stop.is_set() and gaps:
                         break
 
         def run(numbers: list[int]) -> None:

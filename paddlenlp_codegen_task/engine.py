@@ -18,6 +18,9 @@ from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
+# Handing out wakes a reader, which takes its time from the step that runs. So all readers together
+# are woken so many times a second, and one that is woken gets all there is.
+HAND_OUTS = 2000
 CLOSE_SECONDS = 10.0  # that closing waits for the step which runs
 FORKED = (
     "this generator was at work when the process forked, and cannot go on in the child: load one "
@@ -105,6 +108,8 @@ class _Loop:
         self.closed: str | None = None
         self._free: Callable[[], None] | None = free
         self._sinks: dict[Request, Sink] = {}
+        self._kept: dict[Request, list[Event]] = {}  # texts, until the reader's turn comes
+        self._turns: dict[Request, float] = {}  # when that is, of each that is streamed
         self._stepping = threading.Lock()  # who has it is the engine's thread, for good
         self._thread: int | None = None
         self._idle = True
@@ -135,7 +140,8 @@ class _Loop:
         """Give requests up; in the thread."""
         for request in requests:
             self.scheduler.cancel(request)
-            self._sinks.pop(request, None)
+            for known in (self._sinks, self._kept, self._turns):
+                known.pop(request, None)
 
     def stop(self, reason: str) -> None:
         """Have everything end, and soon."""
@@ -220,24 +226,36 @@ class _Loop:
                 logger.warning("a sink raised %r while the engine was closed", error)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
-        """Give each request's events to its sink, all of one step at once."""
-        of_request: dict[Request, list[Event]] = {}
+        """Give requests' events to their sinks, all of one at once, when it is their turn."""
         for event in events:
-            of_request.setdefault(event.request, []).append(event)
-        for request, its_events in of_request.items():
-            sink = self._sinks.get(request)
-            if sink is None:
-                continue
-            if not isinstance(its_events[-1], Text):  # the request has ended
-                del self._sinks[request]
-            try:
-                full = sink.put(request, its_events)
-            except Exception as error:
-                logger.warning("a request is given up, since its sink raised %r", error)
-                self.cancel([request])
-                continue
-            if full:
-                self.scheduler.hold(request)
+            self._kept.setdefault(event.request, []).append(event)
+        if not self._kept:
+            return
+        now = time.monotonic()
+        at_once = not self.scheduler.has_work  # no later step would do it
+        for request, kept in list(self._kept.items()):
+            ended = not isinstance(kept[-1], Text)
+            if ended or at_once or now >= self._turns.get(request, now):
+                del self._kept[request]
+                if ended:
+                    self._turns.pop(request, None)
+                else:
+                    self._turns[request] = now + max(len(self._turns), 1) / HAND_OUTS
+                self._give(request, kept, ended)
+
+    def _give(self, request: Request, events: list[Event], ended: bool) -> None:
+        """Give events to a request's sink, and hold the request back if that says so."""
+        sink = self._sinks.pop(request, None) if ended else self._sinks.get(request)
+        if sink is None:
+            return
+        try:
+            full = sink.put(request, events)
+        except Exception as error:
+            logger.warning("a request is given up, since its sink raised %r", error)
+            self.cancel([request])
+            return
+        if full:
+            self.scheduler.hold(request)
 
     def _end(self) -> None:
         """Fail what is there, and free everything."""

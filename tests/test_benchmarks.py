@@ -1,18 +1,39 @@
-"""The comparison's own machinery: asking a peer's process, prompts, and the tables."""
+"""Every script of benchmarks/ that runs offline, on a tiny model, and what it makes of its results.
+
+Times are not looked at, only what has to hold whatever they are.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import runpy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from random_models import spread_tensors, write_model
+
+from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
+from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+CONFIG = CodeGenConfig(
+    vocab_size=257,
+    n_positions=2048,
+    n_embd=64,
+    n_layer=1,
+    n_head=4,
+    rotary_dim=16,
+    n_inner=128,
+    eos_token_id=256,
+)
 PEER = """
 import sys
 import worker
@@ -34,10 +55,40 @@ worker.main(lambda *_: None, lambda *_: Model())
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    """Lets the scripts be imported, as they import one another."""
+    for folder in (BENCHMARKS / "peers", BENCHMARKS):
+        monkeypatch.syspath_prepend(str(folder))
     yield
-    for name in ("compare", "report"):
-        sys.modules.pop(name, None)
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(BENCHMARKS):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script as `python benchmarks/script` does."""
+
+    def run(script: str, *arguments: object) -> None:
+        path = str(BENCHMARKS / script)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with CodeGen's context, so that the scripts' prompts fit, and a token a byte."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder, CONFIG, spread_tensors(CONFIG))
+    (folder / "added_tokens.json").write_text("{}", encoding="utf-8")  # PaddleNLP's peer wants one
+    return folder
+
+
+def only_json(folder: Path) -> Any:
+    """The results that a script wrote."""
+    [path] = folder.glob("*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -132,10 +183,228 @@ def test_tables(benchmarks: None, tmp_path: Path) -> None:
 def test_prompts_keep_their_length(benchmarks: None) -> None:
     import compare
 
-    from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
-    from paddlenlp_codegen_task.model.tokenizer import Tokenizer
-
     tokenizer = Tokenizer.from_folder(BUILTIN_FOLDER)
     prompts = compare.make_prompts(tokenizer, 5, 16)
     assert len(set(prompts)) == 5
     assert {len(tokenizer.encode(prompt)) for prompt in prompts} == {16}
+
+
+# Every script, once
+
+
+def test_make_checkpoint_and_sizes(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The size of both that is there to try them with."""
+    run("make_checkpoint.py", tmp_path / "made", "--size", "tiny")
+    config = CodeGenConfig.from_folder(tmp_path / "made")
+    with open_checkpoint(tmp_path / "made") as made:
+        made.check(config)
+    assert Tokenizer.from_folder(tmp_path / "made").encode("    return")
+    out = tmp_path / "sizes.json"
+    run("sizes.py", "--work", tmp_path / "work", "--out", out, "--only", "tiny:int8", "tiny:fp32")
+    entries = json.loads(out.read_text(encoding="utf-8"))["entries"]
+    assert entries["tiny:fp32"]["generate"]["error_in_deviations"] < 1e-3
+    assert 1e-3 < entries["tiny:int8"]["generate"]["error_in_deviations"] < 0.5
+    assert entries["tiny:int8"]["export"]["bytes"] < entries["tiny:fp32"]["export"]["bytes"] / 3
+    assert not list((tmp_path / "work").glob("tiny-*"))  # exports are large
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split(" | ")[:2] for line in lines if line.startswith("| ")]
+    assert table[1:] == [["| tiny", "fp32"], ["| tiny", "int8"]]
+
+
+def test_compare_and_report(
+    run: Callable[..., None],
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    folders = ("--environments", tmp_path, "--work", tmp_path / "work", "--out", tmp_path)
+    labels = ("ours int8", "ours fp32")
+    run("compare.py", checkpoint, *folders, "--rounds", 1, "--threads", 1, "--only", *labels)
+    values = only_json(tmp_path)
+    assert list(values["systems"]) == list(labels)
+    for tasks in values["systems"].values():
+        assert set(tasks) >= {"cold_start", "batch_1", "batch_8", "batch_32", "context_1884"}
+    size = {label: values["systems"][label]["bytes_a_token"] for label in labels}
+    assert 0 < size["ours int8"] < size["ours fp32"]
+
+    # As if two of others had been measured, and been as fast.
+    for label in ("PaddleNLP fp32", "CTranslate2 int8"):
+        values["systems"][label] = values["systems"]["ours fp32"]
+    (tmp_path / "all.json").write_text(json.dumps(values), encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- tables -->\n<!-- end of tables -->\n", encoding="utf-8")
+    capsys.readouterr()
+    run("report.py", tmp_path / "all.json", "--pages", page, "--plots", tmp_path / "plots")
+    text = capsys.readouterr().out.strip()
+    assert text
+    assert text in page.read_text(encoding="utf-8")
+    plots = {path.name for path in (tmp_path / "plots").iterdir() if path.stat().st_size}
+    assert plots == {"decoding.svg", "contexts.svg", "prefill.svg"}
+
+
+@pytest.mark.parametrize("count", [1, 20])  # 20 prompts of 16 tokens are more than one chunk
+def test_peers_in_one_environment(
+    benchmarks: None, checkpoint: Path, tmp_path: Path, count: int
+) -> None:
+    """Each stamps a step a token, and the tokens are the same."""
+    import compare
+    import worker
+
+    prompts = compare.make_prompts(Tokenizer.from_folder(checkpoint), count, 16)
+    found = {}
+    for name, precision in (
+        ("ours", "fp32"),
+        ("ours", "fp32-paddle"),
+        ("paddlenlp_generate", "fp32"),
+    ):
+        peer, folder = importlib.import_module(name), tmp_path / f"{name}-{precision}"
+        folder.mkdir()
+        peer.prepare(checkpoint, folder, precision)
+        model = peer.load(folder, precision, 1)
+        for new_tokens in (1, 5):  # a request follows another one
+            asked = worker.Run(prompts, new_tokens)
+            found[name, precision] = model.generate(asked)
+            assert asked.prompt_tokens == [16] * count
+            assert len(asked.stamps) == len(asked.rows) == new_tokens
+            assert asked.stamps == sorted(asked.stamps)
+            if name != "ours" or count == 1:
+                assert asked.rows == [count] * new_tokens
+            else:  # prompts of the first chunk are a token ahead of the others, and end before
+                assert max(asked.rows) <= count
+                late = sum(asked.rows[1:])
+                assert count * (new_tokens - 2) < late <= count * (new_tokens - 1)
+    assert len(found) == 3
+    assert all(tokens == found["ours", "fp32"] for tokens in found.values())
+
+
+def test_static_graph(run: Callable[..., None], checkpoint: Path, tmp_path: Path) -> None:
+    run(
+        "static_graph.py",
+        checkpoint,
+        *("--out", tmp_path, "--rounds", 1, "--starts", 1, "--new-tokens", 6),
+    )
+    results = only_json(tmp_path)
+    assert results["batch_8"]["same_tokens"]
+    assert results["batch_1_against_paddlenlp"]["same_tokens"]
+    for name in ("host_greedy_1", "host_greedy_32", "host_sampling_1", "host_sampling_32"):
+        assert 0 < results[name]["host_share"] < 1
+    assert results["second_start"]["ready"] < results["second_start"]["first_token"]
+    assert results["export"]["peak_bytes"] > results["export"]["checkpoint_bytes"]
+
+
+def test_onednn(run: Callable[..., None], checkpoint: Path, tmp_path: Path) -> None:
+    run("onednn.py", checkpoint, "--out", tmp_path, "--rounds", 1)
+    results = only_json(tmp_path)
+    assert set(results) == {"off", "oneDNN fp32", "oneDNN bf16"}
+    assert results["off"]["same_tokens_of_32"] == 32
+
+
+def test_decoding(
+    run: Callable[..., None], checkpoint: Path, home_path: Path, tmp_path: Path
+) -> None:
+    run(
+        "decoding.py",
+        checkpoint,
+        *("--out", tmp_path, "--home", home_path, "--rounds", 1),
+        *("--groups", 2, "--longest", 40, "--new-tokens", 6),
+    )
+    results = only_json(tmp_path)
+    batching = results["continuous_batching"]
+    assert batching["same_texts"]
+    assert batching["lengths"]["shortest"] < batching["lengths"]["longest"] <= 40
+    assert batching["steps_if_slots_were_always_full"] <= batching["steps_in_groups"]
+    for name in ("host_greedy_1", "host_greedy_32", "host_sampling_1", "host_sampling_32"):
+        assert 0 < results[name]["host_share"] < 1
+
+
+def test_prefix_cache(
+    run: Callable[..., None], checkpoint: Path, home_path: Path, tmp_path: Path
+) -> None:
+    run(
+        "prefix_cache.py",
+        checkpoint,
+        *("--out", tmp_path, "--home", home_path, "--rounds", 2),
+        *("--precision", "fp32", "--prompt-tokens", 900),
+    )
+    results = only_json(tmp_path)
+    places = [one for one in results.values() if isinstance(one, dict) and "range" in one]
+    assert len(places) == 4
+    assert all(one["same_first_tokens"] for one in places)
+
+
+def test_speculation(
+    run: Callable[..., None], checkpoint: Path, home_path: Path, tmp_path: Path
+) -> None:
+    code, out = tmp_path / "valid.jsonl", tmp_path / "speculation.json"
+    source = (BENCHMARKS / "compare.py").read_text(encoding="utf-8")
+    code.write_text(json.dumps({"kind": "module", "text": source}), encoding="utf-8")
+    run(
+        "speculation.py",
+        checkpoint,
+        *("--code", code, "--out", out, "--home", home_path, "--precision", "fp32"),
+        *("--count", 3, "--repeats", 1, "--new-tokens", 24),
+    )
+    results = json.loads(out.read_text(encoding="utf-8"))
+    for way in ("greedy", "sampling"):
+        for kind, prompts in (("second halves", 3), ("typed", 8)):
+            found = results[f"{way}, {kind}"]
+            assert found["different_completions"] == 0
+            assert (found["prompts"], found["tokens"]) == (prompts, 24 * prompts)
+            assert set(found["accepted"]) <= {"2-gram", "4-gram", "6-gram"}
+            assert all(0 < chance < 1 for chance in found["accepted"].values())
+    assert results["greedy, second halves"]["accepted"]  # a tiny model repeats itself
+
+
+def test_quality(
+    run: Callable[..., None], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        "quality.py",
+        checkpoint,
+        *("--code", BENCHMARKS, "--out", tmp_path, "--threads", 1),
+        *("--windows", 3, "--context", 96, "--prompts", 2),
+    )
+    results = only_json(tmp_path)
+    assert results["precisions"]["fp32"]["kl"] == 0
+    assert results["precisions"]["fp32"]["all_equal"] == 1
+    kl = {name: found["kl"] for name, found in results["precisions"].items()}
+    assert 0 < kl["int8"] < kl["int4"]
+    assert len(results["int4"]) == 6
+    assert set(results["outliers"]["factors"]) == {"1", "10", "30", "100"}
+    assert set(results["layer"]) == {"6B", "16B"}
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ---")]
+    assert len(tables) == 5
+
+
+def test_engine(
+    run: Callable[..., None],
+    checkpoint: Path,
+    home_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = ("--size", 0.01, "--rounds", 1, "--threads", 1, "--home", home_path)
+    tasks = ("generate", "stream", "call_64", "streams_64", "one_call_32", "calls_32", "mixed")
+    out = tmp_path / "engine.json"
+    run("engine.py", checkpoint, *small, "--requests", 5, "--budget", 4 << 20, "--out", out)
+    results = json.loads(out.read_text(encoding="utf-8"))
+    assert json.loads(capsys.readouterr().out) == results
+    assert all(results[task]["ours"]["tokens_per_second"] > 0 for task in tasks)
+    assert results["mixed"]["ours"]["longest_gap"] >= results["mixed"]["ours"]["median_gap"] > 0
+    assert results["chunk_seconds"] > 0
+    shares = [share for name, share in results.items() if name.startswith("host_")]
+    assert len(shares) == 6
+    assert all(0 < share < 1 for share in shares)
+    assert results["memory"]["requests"] == 5
+
+    base = ("--base", BENCHMARKS.parent, "--tasks", "generate", "mixed")
+    run("engine.py", checkpoint, *small, *base, "--out", out)
+    results = json.loads(out.read_text(encoding="utf-8"))
+    for task in ("generate", "mixed"):
+        assert set(results[task]) == {"ours", "base", "ratio", "ratio_range"}
+        low, high = results[task]["ratio_range"]
+        assert 0 < low <= results[task]["ratio"] <= high
+    assert "memory" not in results

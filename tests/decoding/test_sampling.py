@@ -189,10 +189,9 @@ def surely_fetches(
         return False
     if candidates[-1] == -np.inf:
         return None  # what is no candidate is impossible, which can be seen
-    raises = config.repetition_penalty < 1 or config.presence_penalty < 0
-    raises |= (
-        config.frequency_penalty < 0 or max((config.logit_bias or {0: 0.0}).values(), default=0) > 0
-    )
+    raises = config.repetition_penalty < 1
+    raises |= min(config.presence_penalty, config.frequency_penalty) < 0
+    raises |= any(bias > 0 for bias in (config.logit_bias or {}).values())
     # What is not a candidate may be as large as the smallest candidate: the row is needed as soon
     # as one of the k best does not stand above that, and if it may be raised, always.
     ranked = np.sort(values[output.candidate_ids[at]])[::-1]

@@ -74,7 +74,21 @@ class Pair:
         return np.random.default_rng(seed).integers(self.config.vocab_size, size=count).tolist()
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All shapes, and with `model` each by all engines that take it."""
+    if "model" in metafunc.fixturenames:
+        cases = [
+            pytest.param(name, engine, id=f"{name}-{engine}")
+            for name, config in SHAPES.items()
+            for engine in ("paddle", "onnxruntime", "eager")
+            if engine != "onnxruntime" or unsupported(config) is None
+        ]
+        metafunc.parametrize(("pair", "model"), cases, indirect=True, scope="module")
+    elif "pair" in metafunc.fixturenames:
+        metafunc.parametrize("pair", list(SHAPES), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def pair(
     request: pytest.FixtureRequest, home_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
@@ -100,11 +114,9 @@ def pair(
             model.runtime.close()
 
 
-@pytest.fixture(params=["paddle", "onnxruntime", "eager"])
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, pair: Pair) -> LoadedModel:
-    found = getattr(pair, request.param)
-    if found is None:
-        pytest.skip("ONNX Runtime does not take this shape")
+    found: LoadedModel = getattr(pair, request.param)
     return found
 
 
