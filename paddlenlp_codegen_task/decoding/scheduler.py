@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from paddlenlp_codegen_task.decoding import beam_search, sampling
+from paddlenlp_codegen_task.decoding import beam_rows, sampling
 from paddlenlp_codegen_task.decoding.admission import Admission, Start
 from paddlenlp_codegen_task.decoding.beam_search import BeamSearch
 from paddlenlp_codegen_task.decoding.events import Event, Failed, Finished, Forward, Text
 from paddlenlp_codegen_task.decoding.pace import Pace
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.decoding.request import Drafter, Request, Row
+from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
+from paddlenlp_codegen_task.decoding.speculation import Speculation
 from paddlenlp_codegen_task.decoding.starting import Starting
 from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput
 from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
@@ -37,7 +38,6 @@ class Scheduler:
 
     Attributes:
         hooks: called after each forward step; one that raises is dropped.
-        pace: how many tokens to draft.
         slots: the rows that run.
     """
 
@@ -46,15 +46,19 @@ class Scheduler:
     ) -> None:
         """Run `batch_size` rows at once on `runtime`, which nothing else may use."""
         self.hooks: list[Callable[[Forward], None]] = []
-        self.pace = Pace()
+        self._speculation = Speculation()
         self.slots = Slots(runtime.cache, prefix_cache)
         self._runtime = runtime
         self._admission = Admission(batch_size)
         self._starting = Starting(self.slots, self._admission)
         self._live: dict[Request, _Live] = {}
-        self._failed_drafters: list[Drafter] = []
         self._events: list[Event] = []
         self._successors: list[Row] = []  # have a slot with their prompt, and no token yet
+
+    @property
+    def pace(self) -> Pace:
+        """How many tokens are drafted."""
+        return self._speculation.pace
 
     @property
     def has_work(self) -> bool:
@@ -76,7 +80,7 @@ class Scheduler:
         rows = request.samples if request.beams else 1
         if not self._runtime.cache.fits(rows, request.most_tokens):
             raise KVCacheFull(f"{request.most_tokens} tokens of {rows} rows do not fit")
-        self._live[request] = _Live(_search(request) if request.beams else None)
+        self._live[request] = _Live(beam_rows.search(request) if request.beams else None)
         self._admission.add(request)
 
     def cancel(self, request: Request) -> None:
@@ -138,8 +142,9 @@ class Scheduler:
             if position == len(row.token_ids) - 1:
                 current.append(slot)
         if len(rows) == 1 and current and rows[0].drafters:
-            kind, draft = self._draft(rows[0])
-            if draft:
+            kind, draft = self._speculation.draft(rows[0])
+            # The row has room for one token; for more there need not be any.
+            if draft and self.slots.room_for(0, self.slots.longest + 1 + len(draft)):
                 self._verify(rows[0], kind, draft)
                 return
         output, seconds = self._forward("decode", 0, fed)
@@ -242,30 +247,6 @@ class Scheduler:
 
     # Speculation.
 
-    def _draft(self, row: Row) -> tuple[str, list[int]]:
-        """What one row that runs alone may go on with, and what kind of guess that is."""
-        room = row.request.max_length - len(row.token_ids) - 1
-        most = self._runtime.cache.max_capacity - self._runtime.cache.length(0) - 1
-        room = min(room, most)
-        for drafter in list(row.drafters):
-            if drafter in self._failed_drafters:
-                row.drafters.remove(drafter)
-                continue
-            start = time.perf_counter()
-            try:
-                kind = drafter.kind(row)
-                limit = self.pace.limit(kind, room) if kind else 0
-                draft = drafter.draft(row, limit)[:limit] if limit else []
-            except Exception as error:
-                logger.warning("speculation goes on without %s: %r", type(drafter).__name__, error)
-                self._failed_drafters.append(drafter)
-                row.drafters.remove(drafter)
-                continue
-            if draft and self.slots.room_for(0, self.slots.longest + 1 + len(draft)):
-                self.pace.note_draft(kind, len(draft), time.perf_counter() - start)
-                return kind, draft
-        return "", []
-
     def _verify(self, row: Row, kind: str, draft: list[int]) -> None:
         """Give a row the tokens of a draft that prove right, and the one after them."""
         cache = self._runtime.cache
@@ -276,9 +257,11 @@ class Scheduler:
         right = 0
         while right < len(draft) and choice.tokens[right] == draft[right]:
             right += 1
-        cache.truncate(0, length + right + 1)
-        # Only what a wrong guess has led to may be no number; it must not stay where it is.
-        if None in choice.tokens[right + 1 :]:
+        # What only a wrong guess has led to may be no number, nor what is behind the text's end;
+        # it must not stay where it is.
+        numbers = choice.tokens.index(None) if None in choice.tokens else len(choice.tokens)
+        cache.truncate(0, length + min(right + 1, numbers))
+        if numbers < len(choice.tokens):
             cache.erase(0)
         self.pace.note_verified(kind, len(draft), right, seconds)
         for n, token_id in enumerate(choice.tokens[: right + 1]):
@@ -296,16 +279,7 @@ class Scheduler:
         if np.isnan(output.logsumexp).any():
             self._fail_request(request, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
             return
-        alike = not beams[0].token_ids  # all have but the prompt
-        used = beams[:1] if alike else beams
-        contexts = [sampling.context(row) for row in used]
-        scores = beam_search.processed(output.logits()[: len(used)], contexts)
-        count = request.parameters.logprobs
-
-        def note(parent: int, token_id: int) -> sampling.Note:
-            return sampling.log_probs(output, parent, token_id, count or 0)
-
-        parents, tokens = live.search.step(scores, None if count is None else note)
+        parents, tokens = beam_rows.choose(live.search, beams, output)
         if live.search.done:
             self._finish_beams(beams, live.search)
             return
@@ -320,16 +294,8 @@ class Scheduler:
 
     def _finish_beams(self, beams: list[Row], search: BeamSearch) -> None:
         request = beams[0].request
-        for row in beams:
-            row.finish_reason = "length"
         try:
-            for row, found in zip(beams, search.hypotheses, strict=False):
-                row.token_ids, row.scores = list(found.token_ids), [found.score]
-                row.log_probs = [one.log_probs for one in found.notes]
-                row.finish_reason = found.finish_reason
-                for token_id in found.token_ids:
-                    if row.stops.feed(token_id):
-                        row.finish_reason = "stop"
+            for row in beam_rows.finish(search, beams):
                 if request.streamed:
                     self._tell(row)
         except Exception as error:
@@ -393,18 +359,6 @@ class Scheduler:
                 logger.warning("a step hook is dropped, since it raised %r", error)
                 self.hooks.remove(hook)
         return output, seconds
-
-
-def _search(request: Request) -> BeamSearch:
-    assert request.beams is not None
-    return BeamSearch(
-        num_beams=request.samples,
-        num_return_sequences=request.beams.num_return_sequences,
-        length_penalty=request.beams.length_penalty,
-        early_stopping=request.beams.early_stopping,
-        eos_token_id=request.parameters.eos_token_id,
-        max_length=request.max_length,
-    )
 
 
 def _take(row: Row, token_id: int) -> None:

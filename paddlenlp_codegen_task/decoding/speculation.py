@@ -7,11 +7,16 @@ what was guessed decides nothing but how many tokens one step yields.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence as TokenIds
 
-from paddlenlp_codegen_task.decoding.request import Row
+from paddlenlp_codegen_task.decoding.pace import Pace
+from paddlenlp_codegen_task.decoding.request import Drafter, Row
 from paddlenlp_codegen_task.decoding.sampling import NOT_NUMBERS, choose, contexts_after
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, extend
+
+logger = logging.getLogger(__name__)
 
 NGRAMS = (6, 4, 2)  # lengths of the matches that prompt lookup looks for, in this order
 
@@ -108,6 +113,40 @@ class DraftModel:
             output = decode(self._runtime, [token_id])
         self._held = [*tokens, *drafted[:-1]]
         return drafted
+
+
+class Speculation:
+    """Asks a row's drafters in turn, for as many tokens as pay; one that fails is dropped.
+
+    Attributes:
+        pace: how many tokens pay.
+    """
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self._failed: list[Drafter] = []
+
+    def draft(self, row: Row) -> tuple[str, list[int]]:
+        """What kind of guess is made, and what a row that runs alone may go on with."""
+        room = row.request.max_length - len(row.token_ids) - 1
+        for drafter in list(row.drafters):
+            if drafter in self._failed:
+                row.drafters.remove(drafter)
+                continue
+            start = time.perf_counter()
+            try:
+                kind = drafter.kind(row)
+                limit = self.pace.limit(kind, room) if kind else 0
+                draft = drafter.draft(row, limit)[:limit] if limit else []
+            except Exception as error:
+                logger.warning("speculation goes on without %s: %r", type(drafter).__name__, error)
+                self._failed.append(drafter)
+                row.drafters.remove(drafter)
+                continue
+            if draft:
+                self.pace.note_draft(kind, len(draft), time.perf_counter() - start)
+                return kind, draft
+        return "", []
 
 
 def _common(one: TokenIds[int], other: TokenIds[int]) -> int:

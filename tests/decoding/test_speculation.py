@@ -91,7 +91,7 @@ def plainly(prompt: list[int], max_length: int) -> list[int]:
 
 def always(runtime: Any) -> Scheduler:
     scheduler = Scheduler(runtime)
-    scheduler.pace = Always()
+    scheduler._speculation.pace = Always()
     return scheduler
 
 
@@ -204,7 +204,7 @@ def test_logits_that_a_right_guess_leads_to_must_be_numbers(wrong: int):
 def test_two_rows_are_not_drafted():
     runtime = FakeRuntime(2)
     scheduler = Scheduler(runtime, 2)
-    scheduler.pace = Always()
+    scheduler._speculation.pace = Always()
     oracles = [Oracle(3, 0), Oracle(3, 0)]
     for n, oracle in enumerate(oracles):
         scheduler.add(asked([1, 2 + n], 9, [oracle]))
@@ -422,7 +422,7 @@ def paced(generator: CodeGenerator, pace: Pace) -> Iterator[list[Forward]]:
     before, made = generator._engine._loop.scheduler.pace, list[Forward]()
 
     def set_pace(scheduler: Scheduler, to: Pace) -> None:
-        scheduler.pace = to
+        scheduler._speculation.pace = to
 
     generator._engine.run(lambda scheduler: set_pace(scheduler, pace))
     generator.add_step_hook(made.append)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ class Pair:
     onnxruntime: LoadedModel | None  # where it takes the shape
     eager: LoadedModel
     theirs: CodeGenForCausalLM
+    generators: list[CodeGenerator] = field(default_factory=list)
+
+    def generator_of(self, model: LoadedModel) -> CodeGenerator:
+        """One for all tests of a model, since what a generator runs on is freed with it."""
+        for generator in self.generators:
+            if generator._model is model:
+                return generator
+        self.generators.append(generator_of(model))
+        return self.generators[-1]
 
     def their_logits(self, token_ids: list[int]) -> np.ndarray:
         """Logits [T, vocab_size] of T tokens in one pass."""
@@ -188,7 +197,7 @@ def their_tokens(
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_tokens(pair: Pair, model: LoadedModel, penalty: float):
-    generator = generator_of(model)
+    generator = pair.generator_of(model)
     found = generator.generate(
         pair.prompts,
         decode_strategy="greedy_search",
