@@ -49,7 +49,7 @@ class CodeGenerator:
         draft_model: LoadedModel | None = None,
         kv_cache_bytes: int | None = None,
     ) -> None:
-        """Wrap a loaded model; `from_pretrained` and `from_export` load one."""
+        """Take over loaded models, which are freed with this; `from_pretrained` loads one."""
         self._model = model
         self._defaults = defaults
         self._batch_size = batch_size

@@ -9,10 +9,16 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
-# Limit and use of this process's memory, by version of control groups.
+# Limit and use of this process's memory, by version of control groups; and where they tell how much
+# of the use is files that were read, which the kernel gives up when memory is asked for.
 _CGROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 
 
@@ -51,10 +57,11 @@ def _free_host() -> int | None:
     meminfo = _read(_PROC / "meminfo")
     if match := re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.MULTILINE):
         found.append(1024 * int(match[1]))
-    for limit, usage in _CGROUP_FILES:
+    for limit, usage, statistics, name in _CGROUP_FILES:
         most, used = _read(_CGROUPS / limit).strip(), _read(_CGROUPS / usage).strip()
         if most.isdigit() and used.isdigit():
-            found.append(max(int(most) - int(used), 0))
+            match = re.search(rf"^{name} (\d+)", _read(_CGROUPS / statistics), re.MULTILINE)
+            found.append(max(int(most) - int(used) + (int(match[1]) if match else 0), 0))
     return min(found, default=None)
 
 

@@ -140,7 +140,7 @@ class KVCache:
             capacity *= 2
         if 2 * capacity <= self.capacity:
             self._lengths = {slot: self.length(slot) for slot in range(slots)}
-            self._resize(max(slots, 1), capacity)
+            self._resize(max(min(slots, self.slots), 1), capacity)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what a slot holds beyond its first `length` tokens."""
@@ -213,6 +213,7 @@ class KVCache:
                 old, at, to = self.buffers[n], Place(slot, before), Place(slot, capacity)
                 self._memory.copy(old, at, new, to, length)
             self.buffers[n : n + 1] = [new]
+            old = None  # freed before the next one is allocated
         self._allocated = slots * capacity
 
 

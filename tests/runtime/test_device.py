@@ -217,3 +217,13 @@ def test_nvidia_smi_that_hangs(smi: Smi, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(subprocess, "run", impatient)
     smi.answers("1 MiB\\n' && exec sleep 60 && printf '")
     assert device.free_bytes(0) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("", "inactive_file"), ("memory/", "total_inactive_file")]
+)
+def test_files_that_the_kernel_would_give_up_are_free(host: Host, version: str, name: str) -> None:
+    (host.cgroup_v1 if version else host.cgroup)(4_000_000_000, 4_000_000_000)
+    statistics = f"anon 5\n{name} 3000000000\nactive_file 7\n"
+    (host.cgroups / f"{version}memory.stat").write_text(statistics, encoding="utf-8")
+    assert device.free_bytes(None) == 3_000_000_000
