@@ -32,7 +32,7 @@ from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = ["README.md", "docs/models.md", "docs/static_graph.md", "docs/truncation.md"]
-ENGLISH += ["docs/builtin_model.md", "docs/decoding.md"]
+ENGLISH += ["docs/builtin_model.md", "docs/decoding.md", "docs/engine.md"]
 PAIRS = [(page, page.replace(".md", "_cn.md")) for page in ENGLISH]
 READMES = ["README.md", "README_cn.md"]
 PAGES = [*(page for pair in PAIRS for page in pair), "docs/README.md"]
