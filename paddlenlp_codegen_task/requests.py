@@ -86,12 +86,14 @@ class Call:
         self._context, self._vocab_size = sizes.n_positions, sizes.vocab_size
         self._drafters = drafters
         self._streamed = streamed
+        self._parameters = Parameters.of(config, model.tokenizer.eos_token_id, self._vocab_size)
         self._beams: Beams | None = None
         self.samples = config.best_of or config.num_return_sequences
         if config.decode_strategy == "beam_search":
-            if 2 * config.num_beams > self._vocab_size:
+            if 2 * config.num_beams > self._parameters.choices(self._vocab_size):
                 raise ValueError(
-                    f"num_beams must be at most half of the vocabulary, got {config.num_beams}"
+                    "num_beams must be at most half of the vocabulary, without suppressed tokens, "
+                    f"got {config.num_beams}"
                 )
             if config.num_beams > 1:  # of one, it is greedy search
                 self.samples = config.num_beams
@@ -104,7 +106,6 @@ class Call:
                 f"got {config.max_length}"
             )
         self.batch = Batch(batch_size)
-        self._parameters = Parameters.of(config, model.tokenizer.eos_token_id, self._vocab_size)
         self._truncator = Truncator(config.truncation, config.stop)
 
     def request(self, text: Any, number: int) -> Request:

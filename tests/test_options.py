@@ -218,6 +218,10 @@ def test_beams_beside_other_calls(builtin: CodeGenerator):
         ({"stop": [""]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"decode_strategy": "beam_search", "num_beams": 5000}, "at most half of the vocabulary"),
+        (
+            {"decode_strategy": "beam_search", "suppress_tokens": range(7, 8192)},  # seven for four
+            "num_beams must be at most half of the vocabulary, without suppressed tokens, got 4",
+        ),
     ],
 )
 def test_bad_options(builtin: CodeGenerator, options: dict[str, Any], message: str):

@@ -93,7 +93,7 @@ class Parameters:
             "frequency_penalty": config.frequency_penalty,
             "eos_from": config.max_length if config.ignore_eos else config.min_length,
         }
-        bias = _bias(config, vocab_size)
+        bias = _bias(config, eos_token_id, vocab_size)
         ranked = 0 if config.best_of is not None else None  # by log-probabilities
         return cls(
             **numbers,  # type: ignore[arg-type]  # integers where the fields are
@@ -105,6 +105,10 @@ class Parameters:
             scores=config.output_scores,
             columns=np.array([numbers[name] for name in COLUMNS], np.float64),
         )
+
+    def choices(self, vocab_size: int) -> int:
+        """How many tokens of the vocabulary may be chosen."""
+        return vocab_size if self.bias is None else int((self.bias > -np.inf).sum())
 
     @property
     def counts(self) -> bool:
@@ -128,7 +132,9 @@ COLUMNS = (
 _HUGE = 1e37
 
 
-def _bias(config: GenerationConfig, vocab_size: int) -> npt.NDArray[np.float32] | None:
+def _bias(
+    config: GenerationConfig, eos_token_id: int, vocab_size: int
+) -> npt.NDArray[np.float32] | None:
     if not config.logit_bias and not config.suppress_tokens:
         return None
     bias = np.zeros(vocab_size, np.float32)
@@ -144,7 +150,9 @@ def _bias(config: GenerationConfig, vocab_size: int) -> npt.NDArray[np.float32] 
     for token_id, value in (config.logit_bias or {}).items():
         bias[token_id] = min(max(value, -_HUGE), _HUGE)
     bias[list(config.suppress_tokens)] = -np.inf
-    if np.isneginf(bias).all():
+    held_back = config.ignore_eos or config.min_length > 0  # then the end of text is no choice
+    choices = np.delete(bias, eos_token_id) if held_back and eos_token_id >= 0 else bias
+    if np.isneginf(choices).all():
         raise ValueError("suppress_tokens: leaves no token to choose")
     return bias
 

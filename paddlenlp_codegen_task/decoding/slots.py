@@ -98,6 +98,10 @@ class Slots:
         self._cache.truncate(slot, 0)
         self._cache.erase(slot)
         self.remove(row)
+        # What has moved up may have been another such row: where it was is no better.
+        for left in {len(self.rows), self.used}:
+            if left < self._cache.slots:
+                self._cache.erase(left)
 
     def clear(self) -> None:
         """Free the buffers: what is in them may be anything."""
