@@ -207,16 +207,24 @@ def memory(model: str, load: dict[str, Any], requests: int, budget: int) -> dict
 
         def watch() -> None:
             nonlocal peak
-            while not stop.wait(0.002):
+            while not stop.wait(0.01):
                 peak = max(peak, resident())
 
-        cache = generator._model.runtime.cache
-        held = cache.bytes(cache.slots, cache.capacity)
-        before = resident() - held
+        freed = threading.Event()
+
+        def free(scheduler: Any) -> None:
+            scheduler.slots.clear()
+            freed.set()
+
+        generator._engine.run(free)
+        freed.wait()
+        before = resident()
         watcher = threading.Thread(target=watch)
         watcher.start()
+        # Mostly short ones, so that thousands are done in minutes, and now and then a long one.
         prompts = (
-            work._tokens(n, int(8 * (context / 16) ** rng.random())) for n in range(requests)
+            work._tokens(n, context // 2 if n % 100 == 50 else int(4 * 32 ** rng.random()))
+            for n in range(requests)
         )
         done = sum(
             1
