@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Handing out wakes a reader, which takes its time from the step that runs. So all readers together
 # are woken so many times a second, and one that is woken gets all there is.
-HAND_OUTS = 2000
+HAND_OUTS = 1000
 CLOSE_SECONDS = 10.0  # that closing waits for the step which runs
 FORKED = (
     "this generator was at work when the process forked, and cannot go on in the child: load one "

@@ -99,6 +99,7 @@ class _Table:
         self.rows = np.arange(len(parameters))
         self.temperature, self.q = of["temperature"], 1 / of["temperature"]
         self.top_k = of["top_k"].astype(np.int64)
+        self.most_k, self.any_small_k = int(self.top_k.max()), bool((self.top_k <= _FEW // 2).any())
         self.top_p, self.min_p = of["top_p"], of["min_p"]
         self.repetition_penalty = of["repetition_penalty"].astype(np.float32)[:, None]
         self.presence_penalty = of["presence_penalty"][:, None]
@@ -115,6 +116,7 @@ class _Table:
         self.raised = of["repetition_penalty"] < 1
         self.raised |= (of["presence_penalty"] < 0) | (of["frequency_penalty"] < 0)
         self.raised |= [one.bias_raises for one in parameters]
+        self.raises = bool(self.raised.any())
         self.lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
         self.lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
         self.lowered |= [one.bias is not None for one in parameters]
@@ -147,8 +149,7 @@ def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
 def _widths(output: StepOutput, table: _Table) -> list[int]:
     """How many candidates to look at: first a few, which nearly always settle a small top_k."""
     width = output.candidates.shape[1]
-    few = width > _FEW and bool((table.top_k <= _FEW // 2).any())
-    return [_FEW, width] if few else [width]
+    return [_FEW, width] if width > _FEW and table.any_small_k else [width]
 
 
 def _choose_among(
@@ -232,7 +233,7 @@ def _pick(output: StepOutput, contexts: Sequence[Context], table: _Table) -> tup
     bound = output.candidates[:, -1]
     if width == vocab_size:
         bound = np.full(len(logits), -np.inf, np.float32)
-    elif table.raised.any():
+    elif table.raises:
         bound = np.where(table.raised, np.float32(np.inf), bound)
     # Plain indices: np.take_along_axis takes thrice as long.
     order = np.argsort(-logits, axis=1, kind="stable")
@@ -241,36 +242,41 @@ def _pick(output: StepOutput, contexts: Sequence[Context], table: _Table) -> tup
         order = np.lexsort((ids, -logits), axis=-1)
     # Equal logits stay or go together, as in PaddleNLP.
     kth = ranked[rows, np.minimum(table.top_k, width) - 1]
-    keep = ranked >= np.where(table.top_k <= width, kth, np.float32(-np.inf))[:, None]
+    if table.most_k > width:
+        kth = np.where(table.top_k <= width, kth, np.float32(-np.inf))
+    keep = ranked >= kth[:, None]
     # The largest logit is taken away before the division, which may overflow but only to 0.
     below = (ranked - ranked[:, :1]).astype(np.float64)
     weights = np.where(keep, np.exp(below / table.temperature[:, None]), 0)
-    settled = np.ones(len(logits), bool)
+    settled: Bools | bool = True
     if table.has_top_p:
         # Probabilities count over the whole vocabulary, also below top_k, as in PaddleNLP.
         before = np.cumsum(weights, axis=1) - weights
         least, most = _totals(output, ranked, bound, vocab_size, table)
         inside = before <= (table.top_p * least)[:, None]
-        settled = (inside == (before <= (table.top_p * most)[:, None])).all(axis=1)
+        same = (inside == (before <= (table.top_p * most)[:, None])).all(axis=1)
         without = table.top_p == 1
         keep &= inside | without[:, None]
-        settled |= without
+        settled = same | without
     if table.has_min_p:  # weights are relative to the likeliest token's
         likely = keep & (weights >= table.min_p[:, None])
         # A candidate that it cuts off may have been lowered, and others be likelier than that one.
         others = np.exp((bound - ranked[:, 0]).astype(np.float64) / table.temperature)
-        settled &= (likely == keep).all(axis=1) | (others < table.min_p)
+        settled = settled & ((likely == keep).all(axis=1) | (others < table.min_p))
         keep = likely
+    if table.has_top_p or table.has_min_p:
+        weights = np.where(keep, weights, 0)
     kept = keep.sum(axis=1)  # the first ones of each row, as logits are in order
     lowest = ranked[rows, kept - 1]
-    cumulative = np.cumsum(np.where(keep, weights, 0), axis=1)
+    cumulative = np.cumsum(weights, axis=1)
     draws = np.array([one.draw for one in contexts])
     drawn = (cumulative <= (draws * cumulative[:, -1])[:, None]).sum(axis=1)
     drawn = np.minimum(drawn, kept - 1)  # the product may round up to the total
-    settled &= (lowest > bound) | (bound == -np.inf)
-    if vocab_size <= table.top_k.max():  # a draw among all needs no order
-        settled &= (table.top_k < vocab_size) | (table.top_p < 1) | (table.min_p > 0)
-    return ids[rows, order[rows, drawn]], settled
+    above: Bools = (lowest > bound) | (bound == -np.inf)
+    above &= settled
+    if vocab_size <= table.most_k:  # a draw among all needs no order
+        above &= (table.top_k < vocab_size) | (table.top_p < 1) | (table.min_p > 0)
+    return ids[rows, order[rows, drawn]], above
 
 
 def _totals(
