@@ -103,6 +103,12 @@ class Slots:
             if left < self._cache.slots:
                 self._cache.erase(left)
 
+    def drop_prefill(self) -> None:
+        """Forget prompts that were being prefilled: what they held must not count as memory."""
+        for slot in range(len(self.rows), self.used):
+            self._cache.truncate(slot, 0)
+        self.prefilling = 0
+
     def clear(self) -> None:
         """Free the buffers: what is in them may be anything."""
         self.rows.clear()

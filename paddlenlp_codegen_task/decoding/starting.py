@@ -113,7 +113,7 @@ class Starting:
         if self._prefill is not None:
             for start in self._prefill.starts:
                 self._admission.set_back(start)
-            self._prefill, self._slots.prefilling = None, 0
+            self._drop()
 
     def runs(self, request: Request) -> bool:
         """Whether the prompt being run is that of a request."""
@@ -124,13 +124,18 @@ class Starting:
         if self._prefill is not None and self.runs(request):
             for row in self._prefill.starts[0].rows:
                 self._admission.left(row)
-            self._prefill, self._slots.prefilling = None, 0
+            self._drop()
         self._first_outputs.pop(request, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._prefill = None
         self._first_outputs.clear()
+
+    def _drop(self) -> None:
+        """Give up what has been run of a prompt."""
+        self._prefill = None
+        self._slots.drop_prefill()
 
     def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
         """Whether rows may start in the same step as those of `group`."""

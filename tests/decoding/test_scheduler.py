@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_runtime import EOS, TOKEN_BYTES, VOCAB, FakeRuntime, Letters, next_token
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sampler_probe import request
 
@@ -163,7 +163,19 @@ def plans(draw: st.DrawFn, failures: bool) -> Plan:
     return plan
 
 
+CANCELLED_IN_PREFILL = Plan(
+    lengths=[1, 257, 2, 1, 1, 1],
+    limits=[1, 1, 22, 1, 1, 1],
+    samples=[3, 1, 1, 1, 1, 1],
+    streamed=[False] * 6,
+    batch=[0] * 6,
+    arrives=[20, 19, 0, 0, 0, 0],
+    cancelled={1: 20},
+)
+
+
 @settings(max_examples=300, deadline=None)
+@example(CANCELLED_IN_PREFILL, 1, [3, 1, 1], 700, 0, 0)
 @given(
     plans(failures=False),
     st.integers(1, 6),
@@ -260,6 +272,8 @@ def check_run(
         assert not [one for one in new if isinstance(one, Text) and one.request in before]
         assert not [row for row in scheduler.slots.rows if row.request in before]
         events += new
+        used, cache = scheduler.slots.used, runtime.cache
+        assert not any(map(cache.length, range(used, used + 8)))  # what is gone takes no memory
         for one in new:
             if isinstance(one, Failed):
                 if isinstance(one.error, FloatingPointError):
