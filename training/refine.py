@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000, help="a round")
     parser.add_argument("--rate", type=float, default=3e-4, help="of learning, in the first round")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
     options = parser.parse_args()
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -173,8 +174,10 @@ def main() -> None:
     else:
         optimizer.set_weights(state["weights"])
     optimizer.publish()
-    plain = torch.compile(model.loss, dynamic=False)
-    policy = torch.compile(surrogate, dynamic=False)
+    plain, policy = model.loss, surrogate
+    if options.compile:
+        plain = torch.compile(plain, dynamic=False)
+        policy = torch.compile(policy, dynamic=False)
     arrays = (
         np.fromfile(options.data / f"{name}.bin", np.uint16)
         for name in ("functions", "short", "modules")

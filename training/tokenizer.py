@@ -44,6 +44,9 @@ def train(texts: Iterator[str]) -> Tokenizer:
         vocab_size=BPE_ENTRIES, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != BPE_ENTRIES:  # every id behind them would be another one
+        raise ValueError(f"the corpus is too small: {found} entries of {BPE_ENTRIES}")
     return tokenizer
 
 

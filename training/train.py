@@ -122,6 +122,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--validate-every", type=float, default=240.0, help="seconds")
+    parser.add_argument("--windows", type=int, default=32, help="of a validation")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -136,7 +137,7 @@ def main() -> None:
         for name in ("functions", "short", "modules", "valid")
     }
     mixture = Mixture(arrays["functions"], arrays["short"], arrays["modules"], options.seed)
-    validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, 32)
+    validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, options.windows)
 
     shape = Shape()
     dtype = faster_dtype() if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -157,7 +158,7 @@ def main() -> None:
     optimizer.publish()
     loss_of = torch.compile(model.loss, dynamic=False) if options.compile else model.loss
 
-    for context in {context for context, _ in STEPS}:
+    for context in {context for context, _ in STEPS} if options.compile else ():
         empty = torch.zeros(options.tokens // context, context + 1, dtype=torch.long)
         loss_of(empty).backward()  # compile before the clock starts
     model.zero_grad(set_to_none=True)
