@@ -1,29 +1,33 @@
-"""Every script of benchmarks/ that runs offline, on a tiny model, and what it makes of its results.
+"""Every script of benchmarks/ and examples/, on a tiny model, and what it makes of its results.
 
 Times are not looked at, only what has to hold whatever they are.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from random_models import spread_tensors, write_model
 
+from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("benchmarks", "training", "examples")
 CONFIG = CodeGenConfig(
     vocab_size=257,
     n_positions=2048,
@@ -245,39 +249,69 @@ def test_compare_and_report(
     assert plots == {"decoding.svg", "contexts.svg", "prefill.svg"}
 
 
-@pytest.mark.parametrize("count", [1, 20])  # 20 prompts of 16 tokens are more than one chunk
-def test_peers_in_one_environment(
-    benchmarks: None, checkpoint: Path, tmp_path: Path, count: int
-) -> None:
-    """Each stamps a step a token, and the tokens are the same."""
-    import compare
-    import worker
+# The package that a peer cannot do without. `make benchmark` gives each an environment of its own;
+# here they run where their package is in this one.
+PEER_PACKAGES = {
+    "ours": "onnxruntime",
+    "paddlenlp_generate": "paddlenlp",
+    "huggingface": "transformers",
+    "ctranslate": "ctranslate2",
+    "optimum_openvino": "optimum",
+}
+LABELS = re.findall(
+    r'^    System\("(.+?)",', (BENCHMARKS / "compare.py").read_text(encoding="utf-8"), re.M
+)
 
-    prompts = compare.make_prompts(Tokenizer.from_folder(checkpoint), count, 16)
-    found = {}
-    for name, precision in (
-        ("ours", "fp32"),
-        ("ours", "fp32-paddle"),
-        ("paddlenlp_generate", "fp32"),
-    ):
-        peer, folder = importlib.import_module(name), tmp_path / f"{name}-{precision}"
-        folder.mkdir()
-        peer.prepare(checkpoint, folder, precision)
-        model = peer.load(folder, precision, 1)
-        for new_tokens in (1, 5):  # a request follows another one
-            asked = worker.Run(prompts, new_tokens)
-            found[name, precision] = model.generate(asked)
-            assert asked.prompt_tokens == [16] * count
-            assert len(asked.stamps) == len(asked.rows) == new_tokens
-            assert asked.stamps == sorted(asked.stamps)
-            if name != "ours" or count == 1:
-                assert asked.rows == [count] * new_tokens
-            else:  # prompts of the first chunk are a token ahead of the others, and end before
-                assert max(asked.rows) <= count
-                late = sum(asked.rows[1:])
-                assert count * (new_tokens - 2) < late <= count * (new_tokens - 1)
-    assert len(found) == 3
-    assert all(tokens == found["ours", "fp32"] for tokens in found.values())
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_system_of_the_comparison(
+    benchmarks: None, checkpoint: Path, home_path: Path, tmp_path: Path, label: str
+) -> None:
+    """By its peer's command line: each stamps a step a token, and fp32 gives the same tokens."""
+    import compare
+
+    [system] = [one for one in compare.SYSTEMS if one.label == label]
+    package = PEER_PACKAGES[system.peer]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not in this environment")
+    (tmp_path / system.environment).symlink_to(sys.prefix)
+    folder = compare.prepare(system, checkpoint, tmp_path / "work", tmp_path)
+    worker = compare.Worker(system, folder, 1, tmp_path)
+    worker.start()
+    tokenizer = Tokenizer.from_folder(checkpoint)
+    try:
+        for count in (1, 20):  # 20 prompts of 16 tokens are more than one chunk of ours
+            prompts = compare.make_prompts(tokenizer, count, 16)
+            for new_tokens in (1, 5):  # a request follows another one
+                answer = worker.ask(prompts, new_tokens)
+                assert answer["prompt_tokens"] == [16] * count
+                assert answer["seconds"] == sorted(answer["seconds"])
+                if system.peer != "ours" or count == 1:
+                    assert answer["rows"] == [count] * new_tokens
+                else:  # prompts of the first chunk are a token ahead, and end before the others
+                    late = sum(answer["rows"][1:])
+                    assert max(answer["rows"]) <= count
+                    assert count * (new_tokens - 2) < late <= count * (new_tokens - 1)
+            if "fp32" in system.precision:
+                assert answer["tokens"] == greedy(checkpoint, home_path, prompts, 5)
+    finally:
+        worker.stop()
+
+
+def greedy(folder: Path, home_path: Path, prompts: list[str], count: int) -> list[list[int]]:
+    """The likeliest tokens, as this package finds them one prompt at a time."""
+    options: dict[str, Any] = {"home_path": home_path, "num_threads": 1, "precision": "fp32"}
+    with CodeGenerator.from_pretrained(folder, **options) as generator:
+        completions = generator.generate(
+            prompts,
+            batch_size=1,
+            max_length=count,
+            min_length=count,
+            decode_strategy="greedy_search",
+            repetition_penalty=1.0,
+            truncation=None,
+        )
+    return [list(one.token_ids) for (one,) in completions]
 
 
 def test_static_graph(run: Callable[..., None], checkpoint: Path, tmp_path: Path) -> None:
@@ -408,3 +442,25 @@ def test_engine(
         low, high = results[task]["ratio_range"]
         assert 0 < low <= results[task]["ratio"] <= high
     assert "memory" not in results
+
+
+def test_hello_world(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the best model that is here: without a network that is the built-in one."""
+    runpy.run_path(str(ROOT / "examples" / "hello_world.py"), run_name="__main__")
+    assert "The small built-in model runs" in caplog.text
+    assert capsys.readouterr().out.startswith("['\\n    ")
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    """A script that no test runs is one that nobody notices to have stopped working."""
+    tests = [*ROOT.glob("tests/*.py"), *ROOT.glob("tests/training/*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in tests)
+    scripts = [path for folder in SCRIPTS for path in (ROOT / folder).rglob("*.py")]
+    peers = BENCHMARKS / "peers"
+    runnable = [path for path in scripts if '__name__ == "__main__"' in path.read_text("utf-8")]
+    assert len(runnable) > 20
+    for path in runnable:
+        if path.parent == peers:
+            assert path.stem in PEER_PACKAGES
+        else:
+            assert re.search(rf'["(]{re.escape(path.name)}"', text), f"no test runs {path.name}"
