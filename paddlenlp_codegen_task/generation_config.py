@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
-from typing import Any, Literal
+from functools import cache
+from itertools import islice
+from typing import Any, Literal, get_args
 
-from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
+from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.option_names import check_option_names
+from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, PRESETS, Truncator
 
-DECODE_STRATEGIES = ("sampling", "greedy_search", "beam_search")
-PROMPT_OVERFLOW = ("error", "truncate_left")
+logger = logging.getLogger(__name__)
+
+DecodeStrategy = Literal["sampling", "greedy_search", "beam_search"]
+PromptOverflow = Literal["error", "truncate_left"]
 EarlyStopping = bool | Literal["never"]
+DECODE_STRATEGIES: tuple[DecodeStrategy, ...] = get_args(DecodeStrategy)
+PROMPT_OVERFLOW: tuple[PromptOverflow, ...] = get_args(PromptOverflow)
+
+# The strategies that an option is for. With another it is refused, or, if it is one of sampling's
+# own, which PaddleNLP's users pass with any strategy, one warning says that it has no effect.
+_ONLY_WITH: dict[str, tuple[DecodeStrategy, ...]] = {
+    "temperature": ("sampling",),
+    "top_k": ("sampling",),
+    "top_p": ("sampling",),
+    "min_p": ("sampling",),
+    "best_of": ("sampling",),
+    "num_beams": ("beam_search",),
+    "length_penalty": ("beam_search",),
+    "early_stopping": ("beam_search",),
+    "prompt_lookup": ("sampling", "greedy_search"),
+}
+_HARMLESS = ("temperature", "top_k", "top_p", "min_p")
+_IDLE: dict[str, Any] = {"num_beams": 1, "prompt_lookup": False}  # values that ask for nothing
+_MOST_TOKENS = 1 << 20  # that an option may list: more than any vocabulary has
+_LARGEST_SEED = 2**128 - 1  # what NumPy recommends: secrets.randbits(128)
 
 
 @dataclass(frozen=True)
@@ -24,7 +49,8 @@ class GenerationConfig:
         max_length: most new tokens of a completion.
         min_length: new tokens before the end-of-text token may come. Truncation is not held back.
         decode_strategy: "sampling", "greedy_search" or "beam_search". Beam search is that of
-            transformers; the options of sampling mean nothing to it.
+            transformers. Without sampling, temperature, top_k, top_p and min_p have no effect, as a
+            warning says; other options that have none with a strategy are refused.
         temperature: divides the logits before sampling; above 0.
         top_k: sample among the k likeliest tokens; 0 for all.
         top_p: sample among the likeliest tokens that make up this probability; in (0, 1].
@@ -35,8 +61,9 @@ class GenerationConfig:
             [-2, 2]: OpenAI's (https://platform.openai.com/docs/api-reference/completions).
         frequency_penalty: the same, as often as the completion has the token.
         logit_bias: token id to what is added to its logit.
-        suppress_tokens: ids of tokens never to choose.
-        num_beams: beams of beam search, which run at once whatever batch_size is.
+        suppress_tokens: ids of tokens never to choose; None for none.
+        num_beams: beams of beam search, which run at once whatever batch_size is; 1 is as good as
+            4, the default, where nothing searches.
         length_penalty: a hypothesis' score is the sum of its log-probabilities divided by its
             length to this power: above 0 favours long ones, below 0 short ones.
         early_stopping: beam search ends with num_beams hypotheses at once (True), when the best
@@ -52,7 +79,8 @@ class GenerationConfig:
         seed: makes a run repeat exactly, whatever else is in the batch; None for a new one.
         truncation: regex, or list of them: the completion ends before the first match, without
             trailing blanks; or the name of a preset, such as "python". None keeps all text.
-        stop: string, or list of them: the completion ends before the first occurrence of any.
+        stop: string, or list of them: the completion ends before the first occurrence of any;
+            None for none.
         ignore_eos: never choose the end-of-text token.
         prompt_lookup: when one sequence runs alone, guess its next tokens from repetitions in the
             prompt and the completion, and verify them in one step. None: in fp32, where it changes
@@ -65,7 +93,7 @@ class GenerationConfig:
 
     max_length: int = 128
     min_length: int = 0
-    decode_strategy: str = "sampling"
+    decode_strategy: DecodeStrategy = "sampling"
     temperature: float = 0.6
     top_k: int = 5
     top_p: float = 1.0
@@ -74,7 +102,7 @@ class GenerationConfig:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
-    suppress_tokens: Sequence[int] = ()
+    suppress_tokens: Iterable[int] | None = ()
     num_beams: int = 4
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
@@ -84,48 +112,57 @@ class GenerationConfig:
     output_scores: bool = False
     seed: int | None = None
     truncation: str | Sequence[str] | None = DEFAULT_TRUNCATION
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
     prompt_lookup: bool | None = None
-    prompt_overflow: str = "error"
+    prompt_overflow: PromptOverflow = "error"
 
     def __post_init__(self) -> None:
+        """Make each option a plain value of Python's, or say why that cannot be."""
         self._integer("max_length", 1)
         self._integer("min_length", 0)
         if self.min_length > self.max_length:
             raise ValueError(
                 f"min_length ({self.min_length}) must not be above max_length ({self.max_length})"
             )
-        _choice("decode_strategy", self.decode_strategy, DECODE_STRATEGIES)
-        self._number("temperature", "above 0", lambda x: x > 0)
+        self._keep(
+            decode_strategy=checks.choice(
+                "decode_strategy", self.decode_strategy, DECODE_STRATEGIES
+            )
+        )
+        greedy = "above 0 (in place of 0 pass decode_strategy='greedy_search')"
+        self._number("temperature", greedy, lambda x: x > 0)
         self._integer("top_k", 0)
         self._number("top_p", "in (0, 1]", lambda x: 0 < x <= 1)
         self._number("min_p", "in [0, 1)", lambda x: 0 <= x < 1)
         self._number("repetition_penalty", "above 0", lambda x: x > 0)
         self._number("presence_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
         self._number("frequency_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
-        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
-        object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
+        self._keep(logit_bias=_biases(self.logit_bias), suppress_tokens=_ids(self.suppress_tokens))
         self._integer("num_beams", 1)
         self._number("length_penalty", "in [-10, 10]", lambda x: -10 <= x <= 10)
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ValueError(
-                f"early_stopping must be True, False or 'never', got {self.early_stopping!r}"
-            )
+        self._keep(early_stopping=_early_stopping(self.early_stopping))
         self._integer("num_return_sequences", 1)
+        self._integer("best_of", 1, optional=True)
+        self._integer("logprobs", 0, optional=True)
+        self._boolean("output_scores")
+        self._integer("seed", 0, _LARGEST_SEED, optional=True)
+        self._boolean("ignore_eos")
+        self._boolean("prompt_lookup", optional=True)
+        self._keep(
+            prompt_overflow=checks.choice("prompt_overflow", self.prompt_overflow, PROMPT_OVERFLOW)
+        )
+        self._check_together()
+        self._check_texts()
+
+    def _check_together(self) -> None:
+        """Check what options ask for of one another."""
         most = self.num_beams if self.decode_strategy == "beam_search" else math.inf
         if self.num_return_sequences > most:
             raise ValueError(
                 f"num_return_sequences ({self.num_return_sequences}) must not be above "
                 f"num_beams ({self.num_beams})"
             )
-        for name in ("best_of", "logprobs", "seed"):
-            if getattr(self, name) is not None:
-                self._integer(name, 1 if name == "best_of" else 0)
-        for name in ("output_scores", "ignore_eos"):
-            _boolean(name, getattr(self, name))
-        if self.prompt_lookup is not None:
-            _boolean("prompt_lookup", self.prompt_lookup)
         if self.best_of is not None:
             if self.decode_strategy != "sampling":
                 raise ValueError("best_of ranks samples: it needs decode_strategy='sampling'")
@@ -134,22 +171,53 @@ class GenerationConfig:
                     f"best_of ({self.best_of}) must not be below num_return_sequences "
                     f"({self.num_return_sequences})"
                 )
-        _choice("prompt_overflow", self.prompt_overflow, PROMPT_OVERFLOW)
-        Truncator(self.truncation, self.stop)  # compiles, or says why not
+        for name in _without_effect(self.decode_strategy):
+            value = getattr(self, name)
+            if value in (_DEFAULTS[name], _IDLE.get(name, _DEFAULTS[name])):
+                continue
+            problem = f"{name} has no effect with decode_strategy={self.decode_strategy!r}"
+            if name in _HARMLESS:
+                _say_once(problem)
+            else:
+                others = " or ".join(map(repr, _ONLY_WITH[name]))
+                raise ValueError(f"{problem}: leave it out, or pass decode_strategy={others}")
 
-    def _integer(self, name: str, least: int) -> None:
-        """Check an integer, and have it as one of Python's, whatever kind it was."""
-        object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
+    def _check_texts(self) -> None:
+        """Check what is to end a text."""
+        self._keep(stop=_texts("stop", () if self.stop is None else self.stop))
+        for one in [self.stop] if isinstance(self.stop, str) else self.stop or ():
+            checks.string("stop: a string", one)
+        if self.truncation is not None:
+            self._keep(truncation=_texts("truncation", self.truncation))
+        try:
+            Truncator(self.truncation, self.stop or ())
+        except (TypeError, ValueError) as error:
+            raise type(error)(checks.line(str(error))) from None
+
+    def _keep(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _integer(
+        self, name: str, least: int, most: int = checks.LARGEST, optional: bool = False
+    ) -> None:
+        value = getattr(self, name)
+        if not (optional and value is None):
+            self._keep(**{name: checks.integer(name, value, least, most)})
 
     def _number(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
-        """Check a number, and have it as a float: fractions and huge integers break numpy."""
-        value = _float(name, getattr(self, name), expected)
-        if not holds(value):
-            raise ValueError(f"{name} must be {expected}, got {value}")
-        object.__setattr__(self, name, value)
+        self._keep(**{name: checks.number(name, getattr(self, name), expected, holds)})
 
-    def with_options(self, options: dict[str, Any]) -> GenerationConfig:
+    def _boolean(self, name: str, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if not (optional and value is None):
+            self._keep(**{name: checks.boolean(name, value)})
+
+    def with_options(self, options: Mapping[str, Any]) -> GenerationConfig:
         """Return a copy with some fields replaced.
+
+        With another decode_strategy, what is not among `options` and means nothing to it is as if
+        it had not been set.
 
         Raises:
             TypeError: an option is unknown, or of the wrong type.
@@ -158,7 +226,14 @@ class GenerationConfig:
         if not options:
             return self
         check_option_names(options, self.field_names())
-        return replace(self, **options)
+        changed = dict(options)
+        if "decode_strategy" in options:
+            strategy = checks.choice(
+                "decode_strategy", options["decode_strategy"], DECODE_STRATEGIES
+            )
+            for name in _without_effect(strategy):
+                changed.setdefault(name, _DEFAULTS[name])
+        return replace(self, **changed)
 
     @classmethod
     def field_names(cls) -> list[str]:
@@ -166,62 +241,65 @@ class GenerationConfig:
         return [field.name for field in fields(cls)]
 
 
-def check_option_names(options: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a TypeError that names the first unknown option and the known one nearest to it."""
-    known = list(known)
-    for name in options:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-            raise TypeError(f"unknown option {name!r}; {hint}")
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(GenerationConfig)}
 
 
-def checked_integer(name: str, value: Any, least: int) -> int:
-    """Return `value`, an integer of at least `least`, or raise an error that names the option."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+def _without_effect(strategy: str) -> list[str]:
+    """Options that mean nothing to a decode strategy."""
+    return [name for name, strategies in _ONLY_WITH.items() if strategy not in strategies]
 
 
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+@cache
+def _say_once(problem: str) -> None:
+    logger.warning("%s", problem)
 
 
-def _float(name: str, value: Any, expected: str) -> float:
-    """Return `value`, a finite number, or raise an error that names the option."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+def _early_stopping(value: Any) -> EarlyStopping:
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be {expected}, got {value}")
-    return number
+        return checks.boolean("early_stopping", value)
+    except TypeError:
+        if isinstance(value, str) and value == "never":
+            return "never"
+    raise ValueError(f"early_stopping must be True, False or 'never', got {checks.shown(value)}")
 
 
 def _biases(value: Any) -> dict[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise TypeError(f"logit_bias must map token ids to numbers, got {value!r}")
+        raise TypeError(f"logit_bias must map token ids to numbers, got {checks.shown(value)}")
     return {
-        checked_integer("logit_bias: a token id", token_id, 0): _float(
-            "logit_bias: a bias", bias, "a finite number"
+        checks.integer("logit_bias: a token id", token_id, 0): checks.number(
+            "logit_bias: a bias", bias, "a finite number", lambda _: True
         )
         for token_id, bias in value.items()
     }
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"suppress_tokens must be a list of token ids, got {value!r}")
-    return tuple(checked_integer("suppress_tokens: a token id", one, 0) for one in value)
+        raise TypeError(f"suppress_tokens must be a list of token ids, got {checks.shown(value)}")
+    found = [
+        checks.integer("suppress_tokens: a token id", one, 0)
+        for one in islice(value, _MOST_TOKENS + 1)
+    ]
+    if len(found) > _MOST_TOKENS:
+        raise ValueError(f"suppress_tokens may list {_MOST_TOKENS} tokens, and lists more")
+    return tuple(found)
 
 
-def _choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+def _texts(name: str, value: Any) -> str | tuple[str, ...]:
+    """A text, or several; what else may be wrong with them is `Truncator`'s to say."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{name} must be {_EXPECTED[name]}, got {checks.shown(value)}")
+    return tuple(str.__str__(one) for one in value)
+
+
+_EXPECTED = {
+    "truncation": f"a preset ({', '.join(PRESETS)}), a regex, a list of regexes or None",
+    "stop": "a string, a list of strings or None",
+}

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as Prompts
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from paddlenlp_codegen_task.decoding.events import Failed, Finished, Forward, Text
-from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.decoding.request import Drafter, Request
+from paddlenlp_codegen_task import checks, running
+from paddlenlp_codegen_task.decoding.events import Forward
+from paddlenlp_codegen_task.decoding.prefix_cache import BLOCK, PrefixCache
+from paddlenlp_codegen_task.decoding.request import Drafter
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.speculation import DraftModel, PromptLookup
-from paddlenlp_codegen_task.engine import Engine, Mailbox
-from paddlenlp_codegen_task.generation_config import (
-    GenerationConfig,
-    check_option_names,
-    checked_integer,
-)
-from paddlenlp_codegen_task.loading import LoadedModel, LoadOptions, load_export, load_model
+from paddlenlp_codegen_task.engine import Engine
+from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.loading import LoadedModel, load_export, load_model
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
-from paddlenlp_codegen_task.requests import Call, Completion, checked_progress, checked_prompts
+from paddlenlp_codegen_task.options import (
+    DEFAULT_BATCH_SIZE,
+    CallOptions,
+    GenerateOptions,
+    GenerationOptions,
+    LoadingOptions,
+    Settings,
+    check_call_options,
+    checked_batch_size,
+)
+from paddlenlp_codegen_task.progress import Bar
+from paddlenlp_codegen_task.requests import (
+    Call,
+    Completion,
+    check_memory,
+    checked_progress,
+    checked_prompts,
+)
 from paddlenlp_codegen_task.runtime import device
 from paddlenlp_codegen_task.session import Session, read_turns
 
-DEFAULT_BATCH_SIZE = 8
 SESSION_CACHE_BYTES = 1 << 30  # of the prefix cache that a session turns on if there is none
-UNREAD_PIECES = 256  # of a stream, at which it waits for its reader
 
 
 class CodeGenerator:
@@ -43,15 +54,25 @@ class CodeGenerator:
     def __init__(
         self,
         model: LoadedModel,
-        defaults: GenerationConfig,
-        batch_size: int,
+        defaults: GenerationConfig | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         prefix_cache_bytes: int = 0,
         draft_model: LoadedModel | None = None,
         kv_cache_bytes: int | None = None,
     ) -> None:
-        """Take over loaded models, which are freed with this; `from_pretrained` loads one."""
+        """Take over loaded models, which are freed with this; `from_pretrained` loads one.
+
+        Raises:
+            TypeError: `model` is none.
+            ValueError: the draft model has another vocabulary, or there is too little memory.
+        """
+        if not isinstance(model, LoadedModel):
+            raise TypeError(
+                f"CodeGenerator takes a loaded model, got {checks.shown(model)}: "
+                "call CodeGenerator.from_pretrained, which loads one by name or folder"
+            )
         self._model = model
-        self._defaults = defaults
+        self._defaults = defaults or GenerationConfig()
         self._batch_size = batch_size
         if draft_model is not None:
             _check_vocabulary(draft_model, model)
@@ -60,14 +81,20 @@ class CodeGenerator:
             free = device.free_bytes(model.runtime.device_id)
             kv_cache_bytes = None if free is None else free // 2
         model.runtime.cache.max_bytes = kv_cache_bytes
-        cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        check_memory(model.runtime.cache, batch_size)
+        cache = None
+        if prefix_cache_bytes:
+            _check_prefix_cache(prefix_cache_bytes, model)
+            cache = PrefixCache(prefix_cache_bytes)
         scheduler = Scheduler(model.runtime, batch_size, cache)
         self._engine = Engine(scheduler, _freeing(model, draft_model, scheduler))
         self._origin: tuple[str, Any, dict[str, Any]] | None = None  # what loads it again
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] | None = None, **options: Any
+        cls,
+        name_or_path: str | os.PathLike[str] | None = None,
+        **options: Unpack[LoadingOptions],
     ) -> CodeGenerator:
         """Load a model by name or from a folder, exporting it to a static graph the first time.
 
@@ -86,39 +113,44 @@ class CodeGenerator:
                 GenerationConfig as the default of later calls.
 
         Raises:
-            TypeError: an option is unknown.
+            TypeError: an option is unknown, or of the wrong type.
             ValueError: an option's value is not possible.
             OSError, ExportError: the model cannot be found, read or exported.
         """
-        return cls._load("from_pretrained", load_model, name_or_path, options)
+        return cls._load("from_pretrained", load_model, name_or_path, {**options})
 
     @classmethod
-    def from_export(cls, folder: str | os.PathLike[str], **options: Any) -> CodeGenerator:
+    def from_export(
+        cls, folder: str | os.PathLike[str], **options: Unpack[LoadingOptions]
+    ) -> CodeGenerator:
         """Load a deployed export (`folder` of a generator on another machine), without weights.
 
         Takes the options of `from_pretrained`.
         """
-        return cls._load("from_export", load_export, folder, options)
+        return cls._load("from_export", load_export, folder, {**options})
 
     @classmethod
     def _load(cls, method: str, load: Any, path: Any, options: dict[str, Any]) -> CodeGenerator:
-        origin = method, path, dict(options)
-        check_option_names(options, option_names())
-        batch_size = checked_integer("batch_size", options.pop("batch_size", DEFAULT_BATCH_SIZE), 1)
-        cache_bytes = checked_integer("prefix_cache_bytes", options.pop("prefix_cache_bytes", 0), 0)
-        kv_bytes = options.pop("kv_cache_bytes", None)
-        if kv_bytes is not None:
-            kv_bytes = checked_integer("kv_cache_bytes", kv_bytes, 1)
-        draft = options.pop("draft_model", None)
-        if draft is not None and not (isinstance(draft, (str, os.PathLike)) and os.fspath(draft)):
-            raise TypeError(f"draft_model must be a model's name or a folder, got {draft!r}")
-        where = {field.name for field in fields(LoadOptions)}
-        load_options = LoadOptions(**{k: v for k, v in options.items() if k in where})
-        defaults = GenerationConfig(**{k: v for k, v in options.items() if k not in where})
-        draft_model = load_model(draft, load_options) if draft is not None else None
-        model = load(path, load_options)
-        generator = cls(model, defaults, batch_size, cache_bytes, draft_model, kv_bytes)
-        generator._origin = origin
+        settings = Settings.of(options)
+        draft, model = None, None
+        try:
+            if settings.draft_model is not None:
+                draft = load_model(settings.draft_model, settings.load)
+            model = load(path, settings.load)
+            generator = cls(
+                model,
+                settings.defaults,
+                settings.batch_size,
+                settings.prefix_cache_bytes,
+                draft,
+                settings.kv_cache_bytes,
+            )
+        except BaseException:
+            for one in (draft, model):
+                if one is not None:
+                    one.runtime.close()
+            raise
+        generator._origin = method, path, options
         return generator
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,7 +188,7 @@ class CodeGenerator:
         self,
         prompts: str | Prompts[str],
         config: GenerationConfig | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> list[list[Completion]]:
         """Complete prompts of any lengths; each completes as it would alone.
 
@@ -174,11 +206,11 @@ class CodeGenerator:
             TypeError: an option is unknown, or a prompt is not a string.
             ValueError: an option or a prompt is not possible; nothing has been generated then.
         """
-        options = dict(options)
-        check_option_names(options, [*_CALL_OPTIONS, "progress"])
-        progress = checked_progress(options.pop("progress", None))
-        batch_size = self._batch_size_of(options)
-        call = self._call(config, options, batch_size)
+        check_call_options(options, GenerateOptions)
+        given: dict[str, Any] = {**options}
+        progress = checked_progress(given.pop("progress", None))
+        batch_size = self._batch_size_of(given)
+        call = self._call(config, given, batch_size)
         texts = checked_prompts(prompts)
         requests = [call.request(text, number) for number, text in enumerate(texts)]
         # Prompts of like length follow one another, so that they are prefilled together.
@@ -186,15 +218,18 @@ class CodeGenerator:
         if progress is None and call.samples * len(texts) <= batch_size:
             progress = False
         found: list[list[Completion]] = [[] for _ in requests]
-        with _Bar(len(texts), progress) as bar:
+        with Bar(len(texts), progress) as bar:
             pairs = ((number, requests[number]) for number in order)
-            for number, finished in self._completed(call, pairs):
+            for number, finished in running.completed(self._engine, call, pairs):
                 found[number] = call.completions(finished.request, finished.rows)
                 bar.update(sum(len(row.token_ids) for row in finished.rows))
         return found
 
     def generate_as_completed(
-        self, prompts: Iterable[str], config: GenerationConfig | None = None, **options: Any
+        self,
+        prompts: Iterable[str],
+        config: GenerationConfig | None = None,
+        **options: Unpack[CallOptions],
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Complete prompts and yield each when it is done, holding no more than what runs.
 
@@ -211,19 +246,22 @@ class CodeGenerator:
             TypeError, ValueError: an option is not possible, when called; a prompt is not, when it
                 is that prompt's turn.
         """
-        options = dict(options)
-        check_option_names(options, _CALL_OPTIONS)
+        check_call_options(options, CallOptions)
+        given: dict[str, Any] = {**options}
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
-            raise TypeError(f"prompts must be an iterable of str, got {type(prompts).__name__}")
-        call = self._call(config, options, self._batch_size_of(options))
+            raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
+        call = self._call(config, given, self._batch_size_of(given))
         requests = ((number, call.request(text, number)) for number, text in enumerate(prompts))
         return (
             (number, call.completions(finished.request, finished.rows))
-            for number, finished in self._completed(call, requests)
+            for number, finished in running.completed(self._engine, call, requests)
         )
 
     def stream(
-        self, prompt: str, config: GenerationConfig | None = None, **options: Any
+        self,
+        prompt: str,
+        config: GenerationConfig | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generator[Any, None, Any]:
         """Complete one prompt, and yield the text piece by piece as soon as it is certain.
 
@@ -245,66 +283,17 @@ class CodeGenerator:
         Raises:
             TypeError, ValueError: as `generate` does, when called.
         """
-        check_option_names(options, GenerationConfig.field_names())
+        check_call_options(options, GenerationOptions)
         if not isinstance(prompt, str):
-            raise TypeError(f"prompt must be a str, got {type(prompt).__name__}")
-        call = self._call(config, options, self._batch_size, streamed=True)
+            raise TypeError(f"prompt must be a str, got {checks.kind(prompt)}")
+        call = self._call(config, {**options}, self._batch_size, streamed=True)
         if (call.config.best_of or 1) > 1:
             raise ValueError(
                 f"best_of must be 1 to stream, got {call.config.best_of}: samples are ranked when "
                 "all have ended"
             )
-        pieces = self._pieces(call, call.request(prompt, 0))
-        return pieces if call.config.num_return_sequences > 1 else _of_one(pieces)
-
-    def _pieces(
-        self, call: Call, request: Request
-    ) -> Generator[tuple[int, str], None, list[Completion]]:
-        """Run a request, and yield its text as it is settled."""
-        mailbox = Mailbox(self._engine, UNREAD_PIECES)
-        try:
-            self._engine.submit([request], mailbox)
-            while True:
-                for event in mailbox.take():
-                    if isinstance(event, Text):
-                        if event.text and event.index < call.config.num_return_sequences:
-                            yield event.index, event.text
-                    elif isinstance(event, Finished):
-                        return call.completions(request, event.rows)
-                    else:
-                        raise event.error
-        finally:
-            self._engine.cancel([request])
-
-    def _completed(
-        self, call: Call, requests: Iterator[tuple[int, Request]]
-    ) -> Iterator[tuple[int, Finished]]:
-        """Run requests, no more at a time than keep all places taken; yield each as it finishes."""
-        mailbox = Mailbox(self._engine)
-        window = max(2, 2 * call.batch.limit // call.samples)
-        running: dict[Request, int] = {}  # with their numbers
-        try:
-            exhausted = False
-            while True:
-                new: list[Request] = []
-                while not exhausted and len(running) < window:
-                    number, request = next(requests, (0, None))
-                    if request is None:
-                        exhausted = True
-                    else:
-                        running[request] = number
-                        new.append(request)
-                if new:
-                    self._engine.submit(new, mailbox)
-                if not running:
-                    return
-                for event in mailbox.take():
-                    if isinstance(event, Failed):
-                        raise event.error
-                    if isinstance(event, Finished):
-                        yield running.pop(event.request), event
-        finally:
-            self._engine.cancel(running)
+        pieces = running.pieces(self._engine, call, call.request(prompt, 0))
+        return pieces if call.config.num_return_sequences > 1 else running.of_one(pieces)
 
     def session(self, path: str | os.PathLike[str] | None = None) -> Session:
         """Start a session of several turns, or go on with one that was saved.
@@ -322,9 +311,12 @@ class CodeGenerator:
         turns = [] if path is None else read_turns(path, model)
         self._engine.run(_keep_prefixes)
 
-        def complete(prompt: str, **options: Any) -> str:
-            one = {"num_return_sequences": 1, "best_of": None}  # whatever the generator's defaults
-            return "".join(self.stream(prompt, **{**one, **options}))
+        def complete(prompt: str, **options: Unpack[GenerationOptions]) -> str:
+            for name in _NOT_OF_TURNS:
+                if name in options:
+                    raise TypeError(f"{name}: a turn is one text; call generate or stream for it")
+            options.update({"num_return_sequences": 1, "best_of": None})
+            return "".join(self.stream(prompt, **options))
 
         return Session(complete, model, turns)
 
@@ -367,13 +359,13 @@ class CodeGenerator:
     ) -> Call:
         """What a call asks for, checked."""
         if config is not None and not isinstance(config, GenerationConfig):
-            raise TypeError(f"config must be a GenerationConfig, got {type(config).__name__}")
+            raise TypeError(f"config must be a GenerationConfig, got {checks.kind(config)}")
         wanted = (config or self._defaults).with_options(options)
         return Call(self._model, wanted, batch_size, lambda: self._new_drafters(wanted), streamed)
 
     def _batch_size_of(self, options: dict[str, Any]) -> int:
         """Take the option batch_size out of a call's options."""
-        return checked_integer("batch_size", options.pop("batch_size", self._batch_size), 1)
+        return checked_batch_size(options.pop("batch_size", self._batch_size))
 
     def _new_drafters(self, config: GenerationConfig) -> list[Drafter]:
         wanted = config.prompt_lookup
@@ -383,68 +375,24 @@ class CodeGenerator:
         return drafters if self._drafter is None else [*drafters, self._drafter]
 
 
-_CALL_OPTIONS = [*GenerationConfig.field_names(), "batch_size"]
-
-
-def option_names() -> list[str]:
-    """Every option of `CodeGenerator.from_pretrained`."""
-    return [
-        *(one.name for one in fields(LoadOptions)),
-        *GenerationConfig.field_names(),
-        "batch_size",
-        "kv_cache_bytes",
-        "prefix_cache_bytes",
-        "draft_model",
-    ]
-
-
-class _Bar:
-    """A progress bar over prompts, or none."""
-
-    def __init__(self, total: int, progress: bool | None) -> None:
-        self._bar: Any = None
-        self._start, self._tokens = time.perf_counter(), 0
-        if progress is not False:
-            from tqdm import tqdm  # a bar is rare, and its import is not free
-
-            # None: unless it is a terminal
-            disable = None if progress is None else False
-            self._bar = tqdm(total=total, unit="prompt", disable=disable)
-
-    def update(self, tokens: int) -> None:
-        """One more prompt is done, with so many tokens."""
-        if self._bar is not None:
-            self._tokens += tokens
-            rate = self._tokens / (time.perf_counter() - self._start)
-            self._bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-            self._bar.update()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _of_one(
-    pieces: Generator[tuple[int, str], None, list[Completion]],
-) -> Generator[str, None, Completion]:
-    """The same of the only completion."""
-    try:
-        while True:
-            try:
-                _, text = next(pieces)
-            except StopIteration as end:
-                return end.value[0]  # type: ignore[no-any-return]
-            yield text
-    finally:
-        pieces.close()
+# What a session's turn, the text alone, has no place for.
+_NOT_OF_TURNS = ("num_return_sequences", "best_of", "logprobs", "output_scores")
 
 
 def _keep_prefixes(scheduler: Scheduler) -> None:
     if scheduler.slots.prefix_cache is None:
         scheduler.slots.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
+
+
+def _check_prefix_cache(prefix_cache_bytes: int, model: LoadedModel) -> None:
+    """Raise a ValueError unless the cache has room for anything."""
+    buffers = 2 * model.runtime.config.n_layer
+    block = model.runtime.cache.bytes(1, BLOCK) * buffers // (buffers + 1)
+    if prefix_cache_bytes < block:
+        raise ValueError(
+            f"prefix_cache_bytes must be 0, or at least {block:,}, which keys and values of "
+            f"{BLOCK} tokens take, got {prefix_cache_bytes:,}"
+        )
 
 
 def _freeing(

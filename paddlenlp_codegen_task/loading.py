@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
@@ -21,13 +24,16 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import CONFIG_FILES, DEFAULT_MODEL, TOKENIZER_FILES
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import engines
+from paddlenlp_codegen_task.runtime import device, engines
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
+
+# Huggingface_hub's own, which looks at a name only after it has looked for the model.
+_REPOSITORY = re.compile(r"(\b[\w\-.]+\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
 
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
@@ -55,8 +61,8 @@ class LoadedModel:
 class LoadOptions:
     """Where and how a model runs; see `CodeGenerator.from_pretrained`."""
 
-    engine: str = "auto"
-    precision: str = "auto"
+    engine: engines.EngineName = "auto"
+    precision: engines.Precision = "auto"
     device: str = "auto"
     num_threads: int | None = None
     home_path: str | os.PathLike[str] | None = None
@@ -65,21 +71,31 @@ class LoadOptions:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("engine", engines.ENGINES), ("precision", engines.PRECISIONS)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-                )
-        threads = self.num_threads
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"num_threads must be a positive integer, got {threads!r}")
+        """Make each option a plain value of Python's, or say why that cannot be."""
+        found: dict[str, Any] = {
+            "engine": checks.choice("engine", self.engine, engines.ENGINES),
+            "precision": checks.choice("precision", self.precision, engines.PRECISIONS),
+            "device": device.checked(self.device),
+        }
+        for name in ("from_hf_hub", "static_mode", "cuda_graph"):
+            found[name] = checks.boolean(name, getattr(self, name))
+        if self.num_threads is not None:
+            cores = os.cpu_count() or 1
+            most, why = max(256, 4 * cores), f" on a machine with {cores} cores"
+            found["num_threads"] = checks.integer("num_threads", self.num_threads, 1, most, why)
+        if self.home_path is not None:
+            found["home_path"] = checks.path("home_path", self.home_path)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     @property
     def home(self) -> Path:
         """PaddleNLP's home, where models and exports are kept."""
-        home = self.home_path or os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp"
-        return Path(home).expanduser()
+        if self.home_path is not None:
+            return Path(self.home_path)
+        if home := os.environ.get("PPNLP_HOME"):
+            return checks.path("PPNLP_HOME", home)
+        return checks.path("home_path", "~/.paddlenlp")
 
     @property
     def threads(self) -> int:
@@ -99,6 +115,8 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
         DownloadError, FileNotFoundError, CheckpointError, ExportError, ValueError: in one line,
             what is missing or wrong.
     """
+    if name_or_path is not None:
+        name_or_path = checked_model("name_or_path", name_or_path)
     name, folder = _find(name_or_path, options)
     config = CodeGenConfig.from_folder(folder)
     engine_name, engine = engines.choose(
@@ -154,9 +172,9 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
         raise ValueError("static_mode=False needs a checkpoint: an export has only the graph")
     if options.from_hf_hub:
         raise ValueError("from_hf_hub=True needs a checkpoint's name: an export is a folder here")
-    folder = Path(path).expanduser()
+    folder = checks.path("folder", path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"task_path: there is no folder {folder}")
+        raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
     made_from = store.read_manifest(folder)["made_from"]
     engine_name, precision = str(made_from.get("engine")), str(made_from.get("precision"))
     for option, ours in (("engine", engine_name), ("precision", precision)):
@@ -217,7 +235,13 @@ def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtim
             raise
 
 
-def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> tuple[str, Path]:
+def checked_model(name: str, value: Any) -> str | Path:
+    """Return a model's name, or a folder's path, or raise an error that calls it `name`."""
+    path = checks.path(name, value, "a model's name or a folder's path")
+    return str.__str__(value) if isinstance(value, str) else path
+
+
+def _find(name_or_path: str | Path | None, options: LoadOptions) -> tuple[str, Path]:
     """The name and checkpoint folder of what is asked for."""
     if name_or_path is None:
         return _find_default(options)
@@ -226,12 +250,13 @@ def _find(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> 
             raise ValueError("from_hf_hub=True: the built-in model is not on the hub")
         return BUILTIN, BUILTIN_FOLDER
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir() and not options.from_hf_hub:
+    if options.from_hf_hub:
+        if not isinstance(name_or_path, str) or not _REPOSITORY.fullmatch(name_or_path):
+            raise ValueError(f"from_hf_hub=True needs a repository's name, got {_short(folder)}")
+    elif folder.is_dir():
         return folder.resolve().name, folder
-    if not isinstance(name_or_path, str) or _is_path(name_or_path):
-        if options.from_hf_hub:
-            raise ValueError(f"from_hf_hub=True needs a repository's name, got the path {folder}")
-        raise FileNotFoundError(f"task_path: there is no folder {folder}")
+    elif not isinstance(name_or_path, str) or _is_path(name_or_path):
+        raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
     from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
 
     found = hub.fetch(name_or_path, from_hf_hub=options.from_hf_hub, home=options.home)
@@ -253,6 +278,11 @@ def _find_default(options: LoadOptions) -> tuple[str, Path]:
 def _is_path(name: str) -> bool:
     """Whether this can only be a folder: models are named "owner/model"."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _short(folder: Path) -> str:
+    """A path, as errors show it."""
+    return checks.line(str(folder), 200)
 
 
 def _checked_tokenizer(folder: Path, config: CodeGenConfig) -> Tokenizer:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.decoding.request import (
     Batch,
     Beams,
@@ -18,6 +19,8 @@ from paddlenlp_codegen_task.decoding.request import (
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.loading import LoadedModel
+from paddlenlp_codegen_task.runtime import device
+from paddlenlp_codegen_task.runtime.kv_cache import STEP, KVCache
 from paddlenlp_codegen_task.truncation import Truncator
 
 
@@ -105,8 +108,10 @@ class Call:
                 f"max_length must be below the model's context of {self._context} tokens, "
                 f"got {config.max_length}"
             )
+        check_memory(model.runtime.cache, batch_size)
+        self._check_results()
         self.batch = Batch(batch_size)
-        self._truncator = Truncator(config.truncation, config.stop)
+        self._truncator = Truncator(config.truncation, config.stop or ())
 
     def request(self, text: Any, number: int) -> Request:
         """Make a request of a prompt, the `number`-th of the call.
@@ -114,14 +119,15 @@ class Call:
         Raises:
             TypeError, ValueError: it is none, or does not fit the model or its memory.
         """
-        prompt_ids = self._encode(checked_prompt(text, number), number)
+        prompt = checked_prompt(text, number)
+        prompt_ids = self._encode(prompt, number)
         request = Request(
             prompt_ids,
             self._parameters,
             self.config.max_length,
             self.samples,
             self.batch,
-            lambda: StopChecker(self._model.tokenizer, self._truncator, text),
+            lambda: StopChecker(self._model.tokenizer, self._truncator, prompt),
             self._drafters,
             self._vocab_size,
             self._beams,
@@ -153,6 +159,25 @@ class Call:
             return token_ids[-room:]
         raise PromptTooLong(number, len(token_ids), self.config.max_length, room, self._context)
 
+    def _check_results(self) -> None:
+        """Refuse now more completions of a prompt than memory holds."""
+        needed = self.samples * (_ROW_BYTES + self.config.max_length * self._result_bytes())
+        free = device.free_bytes(None) if needed > _MUCH else None
+        if free is not None and needed > free:
+            name = "num_return_sequences" if self.config.best_of is None else "best_of"
+            raise ValueError(
+                f"{name} ({self.samples}): with max_length {self.config.max_length} and the "
+                f"logprobs that are asked for, completions take about {needed:,} bytes, and "
+                f"{free:,} are free"
+            )
+
+    def _result_bytes(self) -> int:
+        """What a token of a completion takes, about."""
+        reported = self._parameters.logprobs
+        if reported is None:
+            return _TOKEN_BYTES
+        return _TOKEN_BYTES + _REPORT_BYTES * (2 + min(reported, self._vocab_size))
+
     def _check_memory(self, request: Request, number: int) -> None:
         """Refuse now what could never run."""
         cache = self._model.runtime.cache
@@ -180,15 +205,45 @@ class Call:
         )
 
 
+# What a completion takes, and each of its tokens, and each log-probability that is reported: as
+# measured, rounded up.
+_ROW_BYTES, _TOKEN_BYTES, _REPORT_BYTES = 2_000, 100, 120
+_MUCH = 1 << 28  # bytes; for less, nobody is asked how many are free
+
+
+def check_memory(cache: KVCache, batch_size: int) -> None:
+    """Refuse a batch_size of which not even the first tokens fit the budget of the KV cache.
+
+    Raises:
+        ValueError: says what they would take; also if the budget is too little for anything.
+    """
+    if not cache.fits(1, 1):
+        least = min(STEP, cache.max_capacity)
+        raise ValueError(
+            f"kv_cache_bytes ({cache.max_bytes:,}) must be at least {cache.bytes(1, least):,}, "
+            f"which keys and values of {least} tokens take"
+        )
+    needed = cache.bytes(batch_size, 1)
+    if cache.max_bytes is not None and needed > cache.max_bytes:
+        raise ValueError(
+            f"batch_size ({batch_size}): the keys and values of so many sequences take at least "
+            f"{needed:,} bytes, a token each, and kv_cache_bytes allows {cache.max_bytes:,}"
+        )
+
+
 def _mean_log_prob(row: Row) -> float:
     return sum(log_prob for log_prob, _ in row.log_probs) / len(row.log_probs)
 
 
 def checked_progress(value: Any) -> bool | None:
     """Return the option `progress`, or raise a TypeError."""
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"progress must be True, False or None, got {value!r}")
-    return value
+    if value is None:
+        return None
+    try:
+        return checks.boolean("progress", value)
+    except TypeError:
+        message = f"progress must be True, False or None, got {checks.shown(value)}"
+    raise TypeError(message)
 
 
 def checked_prompts(prompts: Any) -> list[Any]:
@@ -196,7 +251,7 @@ def checked_prompts(prompts: Any) -> list[Any]:
     if isinstance(prompts, str):
         prompts = [prompts]
     if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"prompts must be a str or a list of str, got {type(prompts).__name__}")
+        raise TypeError(f"prompts must be a str or a list of str, got {checks.kind(prompts)}")
     if not prompts:
         raise ValueError("prompts must not be an empty list")
     return list(prompts)
@@ -205,7 +260,7 @@ def checked_prompts(prompts: Any) -> list[Any]:
 def checked_prompt(text: Any, number: int) -> str:
     """Return the `number`-th prompt of a call, or raise an error that names it."""
     if not isinstance(text, str):
-        raise TypeError(f"prompt {number} must be a str, got {type(text).__name__}")
+        raise TypeError(f"prompt {number} must be a str, got {checks.kind(text)}")
     if not text:
         raise ValueError(f"prompt {number} must not be empty")
-    return text
+    return str.__str__(text)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlenlp_codegen_task.generation_config import checked_integer
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.requests import PromptTooLong
 
 VERSION = 1  # of the file's format
@@ -91,7 +91,7 @@ class Session:
         Raises:
             ValueError: there are not so many.
         """
-        checked_integer("turns", turns, 1)
+        checks.integer("turns", turns, 1)
         if turns > len(self.turns):
             raise ValueError(f"turns must be 1 to {len(self.turns)}, the turns so far, got {turns}")
         del self.turns[-turns:]

@@ -9,9 +9,11 @@ from typing import Any
 import paddle
 from paddlenlp.taskflow.task import Task
 
-from paddlenlp_codegen_task.generation_config import check_option_names
-from paddlenlp_codegen_task.generator import CodeGenerator, option_names
+from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.model.names import UNNAMED
+from paddlenlp_codegen_task.option_names import check_option_names
+from paddlenlp_codegen_task.options import Settings, option_names
 from paddlenlp_codegen_task.requests import Completion
 from paddlenlp_codegen_task.session import Session
 
@@ -58,11 +60,16 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         # None, the default of both, means the same as leaving them out; Task takes it for a path.
         unset = [name for name in ("task_path", "home_path") if kwargs.get(name, "") is None]
         kwargs = {name: value for name, value in kwargs.items() if name not in unset}
-        if "task_path" in kwargs and model != UNNAMED:
-            raise ValueError(f"pass model or task_path, not both: got {model!r} and a folder")
+        if "task_path" in kwargs:
+            if model != UNNAMED:
+                raise ValueError(f"pass model or task_path, not both: got {model!r} and a folder")
+            checks.path("task_path", kwargs["task_path"], "a folder's path or a repository's name")
         options = {k: v for k, v in kwargs.items() if k not in (*_ADDED, *_OF_TASK)}
         check_option_names(options, [*option_names(), *_OF_TASK])
-        is_static_model = kwargs.pop("is_static_model", False)
+        _check_texts_alone(options)
+        Settings.of(options)  # before Task makes paths of them
+        is_static_model = checks.boolean("is_static_model", kwargs.pop("is_static_model", False))
+        device = _device(kwargs.get("device_id", 0), options.get("device"))
         # Task would look for one *.pdmodel or *.json file, and an export has several of the latter.
         super().__init__(task=task, model=model, **kwargs)
         self._task_path: str
@@ -70,8 +77,7 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         if is_static_model and not self._custom_model:
             raise ValueError("is_static_model=True needs task_path, the folder of an export")
         self._usage = usage
-        self._options = options
-        self._options.setdefault("device", _device(kwargs.get("device_id", 0)))
+        self._options = {**options, "device": device}
         self._construct_model(model)
         self._construct_tokenizer(model)
         self._construct_input_spec()
@@ -113,6 +119,7 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
 
     def _run_model(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Complete the prompts."""
+        _check_texts_alone(options)
         inputs["completions"] = self._generator.generate(inputs["text"], **options)
         return inputs
 
@@ -138,9 +145,30 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         return self._generator.session(path)
 
 
-def _device(device_id: int) -> str:
-    """Where Taskflow has decided to run; device_id -1 is the CPU."""
+def _check_texts_alone(options: dict[str, Any]) -> None:
+    """Refuse what a task's answer, texts and scores, has no place for."""
+    if options.get("logprobs") is not None:
+        raise ValueError(
+            "logprobs has no effect with Taskflow, whose answers are texts: use CodeGenerator, or "
+            "task_instance.stream"
+        )
+
+
+def _device(device_id: Any, device: Any) -> Any:
+    """Where to run: what `device` says, or else where Taskflow has decided; -1 is the CPU."""
+    device_id = checks.integer("device_id", device_id, -1)
     current = str(paddle.get_device())
-    if device_id == -1 or not current.startswith(("cpu", "gpu")):
+    if device is not None:
+        if device_id != 0:  # which Taskflow passes of itself
+            raise ValueError(
+                f"pass device or device_id, not both: got {checks.shown(device)} and {device_id}"
+            )
+        return device
+    if device_id == -1 or not current.startswith("gpu"):
+        if device_id > 0:
+            raise ValueError(
+                f"device_id ({device_id}) has no effect: this Paddle runs on {current!r}, and has "
+                "no GPU; leave it out"
+            )
         return "cpu"
     return current

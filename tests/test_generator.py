@@ -301,7 +301,6 @@ WRONG_OPTIONS: list[tuple[str, Any, type[Exception]]] = [
     ("logit_bias", {1: NAN}, ValueError),
     ("suppress_tokens", 3, TypeError),
     ("suppress_tokens", "ab", TypeError),
-    ("suppress_tokens", None, TypeError),
     ("suppress_tokens", [1.0], TypeError),
     ("suppress_tokens", [True], TypeError),
     ("suppress_tokens", [-1], ValueError),
@@ -430,7 +429,7 @@ def test_numbers_of_any_kind_are_numbers(builtin: CodeGenerator) -> None:
     assert tokens(repetition_penalty=Fraction(3, 2)) == tokens(repetition_penalty=1.5)
     assert tokens(top_p=Fraction(9, 10)) == tokens(top_p=0.9)
     assert tokens(temperature=2**64, top_k=0) == tokens(temperature=2.0**64, top_k=0)
-    assert tokens(top_k=2**64) == tokens(top_k=0)
+    assert tokens(top_k=2**63 - 1) == tokens(top_k=0)
     assert tokens(seed=np.uint64(2**64 - 1)) == tokens(seed=2**64 - 1)
     assert tokens(presence_penalty=np.float16(1.5)) == tokens(presence_penalty=1.5)
     assert tokens(logit_bias={np.int64(65): np.float32(9)}) == tokens(logit_bias={65: 9})
@@ -691,7 +690,9 @@ def overflowing(
 @pytest.mark.parametrize("when", ["in the prompt", "later"])
 def test_logits_that_are_not_numbers(overflowing: CodeGenerator, strategy: str, when: str):
     """They end a request, and neither what runs beside it nor what comes after it in its slots."""
-    options: dict[str, Any] = {**SAMPLING, "decode_strategy": strategy, "seed": 3, "num_beams": 3}
+    options: dict[str, Any] = {**SAMPLING, "decode_strategy": strategy, "seed": 3}
+    if strategy == "beam_search":
+        options["num_beams"] = 3
     good = {"prompts": "def f(x):\n", "max_length": 60, "min_length": 60, **options}
     bad: dict[str, Any] = {"prompts": "x" * 30, "max_length": 60, **options}
     if when == "later":

@@ -13,8 +13,9 @@ import pytest
 from engine_probe import at_work, gather, look, steps_of, until
 
 from paddlenlp_codegen_task import CodeGenerator, Completion, GenerationConfig
-from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE, UNREAD_PIECES
+from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
 from paddlenlp_codegen_task.loading import LoadOptions, load_model
+from paddlenlp_codegen_task.running import UNREAD_PIECES
 from paddlenlp_codegen_task.runtime.base import StepOutput
 
 PROMPTS = ["def hello_world():", "import os\n\n\ndef walk(path):\n", "# 你好", "class Stack:"]

@@ -329,7 +329,7 @@ BAD_CONSTRUCTION = [
     ({"task_path": "./x"}, ValueError, "pass model or task_path, not both: got 'builtin'"),
     ({"from_hf_hub": True}, ValueError, "from_hf_hub=True: the built-in model is not on the hub"),
     ({"is_static_model": True, "task_path": None}, ValueError, "is_static_model=True needs"),
-    ({"num_threads": 0}, ValueError, "num_threads must be a positive integer"),
+    ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
     ({"taskpath": "./x"}, TypeError, "unknown option 'taskpath'; did you mean 'task_path'?"),
     ({"static_model": True}, TypeError, "unknown option 'static_model'"),
 ]

@@ -17,6 +17,8 @@ from paddlenlp_codegen_task.decoding.request import Context, FinishReason
 from paddlenlp_codegen_task.generation_config import EarlyStopping
 from paddlenlp_codegen_task.runtime.base import Floats
 
+_MOST = np.float32(1e34)  # of a score
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -94,6 +96,12 @@ class BeamSearch:
             where parents[i] != i have to be copied, from parents[i], in any order. Both are empty
             after max_length tokens.
         """
+        with np.errstate(all="ignore"):  # penalties and biases may be as large as float32 allows
+            return self._step(scores, note)
+
+    def _step(
+        self, scores: Floats, note: Callable[[int, int], Any] | None
+    ) -> tuple[list[int], list[int]]:
         self._length += 1
         totals = (self._scores[:, None] + scores).reshape(-1)
         running = []
@@ -176,6 +184,8 @@ def _penalize(scores: Floats, context: Context) -> None:
         scores[context.counts > 0] -= np.float32(parameters.presence_penalty)
     if parameters.bias is not None:
         scores += parameters.bias
+        # The sum of many must stay a number, as a token that may not come has minus infinity.
+        np.minimum(scores, _MOST, out=scores)
     if context.length < parameters.eos_from:
         scores[parameters.eos_token_id] = -np.inf
 

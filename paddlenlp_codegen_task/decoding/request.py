@@ -140,7 +140,7 @@ def _bias(
     bias = np.zeros(vocab_size, np.float32)
     for name, ids in (
         ("logit_bias", config.logit_bias or ()),
-        ("suppress_tokens", config.suppress_tokens),
+        ("suppress_tokens", config.suppress_tokens or ()),
     ):
         for token_id in ids:
             if token_id >= vocab_size:
@@ -149,7 +149,7 @@ def _bias(
                 )
     for token_id, value in (config.logit_bias or {}).items():
         bias[token_id] = min(max(value, -_HUGE), _HUGE)
-    bias[list(config.suppress_tokens)] = -np.inf
+    bias[list(config.suppress_tokens or ())] = -np.inf
     held_back = config.ignore_eos or config.min_length > 0  # then the end of text is no choice
     choices = np.delete(bias, eos_token_id) if held_back and eos_token_id >= 0 else bias
     if np.isneginf(choices).all():

@@ -146,7 +146,7 @@ def fetch(name: str, *, from_hf_hub: bool = False, home: Path) -> Path:
             raise DownloadError(f"{name}: cannot write to {source.cache}: {error}") from error
     raise DownloadError(
         f"{name} cannot be downloaded: {'; '.join(failures)}. Try again with a network, "
-        'or pass task_path="a folder with the model" or model="builtin"'
+        'or load a folder with the model (with Taskflow task_path="..."), or "builtin"'
     )
 
 

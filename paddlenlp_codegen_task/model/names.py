@@ -2,6 +2,8 @@
 
 import difflib
 
+from paddlenlp_codegen_task.checks import shown
+
 SALESFORCE_MODELS = tuple(
     f"Salesforce/codegen-{size}-{data}"
     for size in ("350M", "2B", "6B", "16B")
@@ -40,6 +42,6 @@ def explain_unknown(name: str) -> str:
     close = difflib.get_close_matches(name, SALESFORCE_MODELS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (
-        f"unknown model {name!r}: {hint}For any repository of the Hugging Face hub pass "
-        'from_hf_hub=True, for a folder task_path="..."'
+        f"unknown model {shown(name)}: {hint}There is no folder of this name either. For a "
+        "repository of the Hugging Face hub pass from_hf_hub=True"
     )

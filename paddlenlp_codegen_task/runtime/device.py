@@ -6,7 +6,11 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from paddlenlp_codegen_task.checks import shown
+
+_NAME = re.compile(r"auto|cpu|gpu(?::([0-9]{1,4}))?")
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 # Limit and use of this process's memory, by version of control groups; and where they tell how much
@@ -22,6 +26,13 @@ _CGROUP_FILES = (
 )
 
 
+def checked(device: Any) -> str:
+    """Return a device's name, or raise an error if it cannot be one."""
+    if not isinstance(device, str) or not _NAME.fullmatch(device):
+        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {shown(device)}")
+    return str.__str__(device)
+
+
 def parse(device: str, gpus: int | None, missing: str) -> int | None:
     """Resolve "auto", "cpu", "gpu" or "gpu:N" to a GPU's number, or None for the CPU.
 
@@ -35,10 +46,8 @@ def parse(device: str, gpus: int | None, missing: str) -> int | None:
     """
     if device == "cpu" or (device == "auto" and gpus == 0):
         return None
-    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
-    if match is None:
-        raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {device!r}")
-    device_id = int(match[1] or 0)
+    match = _NAME.fullmatch(checked(device))
+    device_id = int((match and match[1]) or 0)
     if gpus is not None and device_id >= gpus:
         raise ValueError(f"device: {device!r} {missing}")
     return device_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast, get_args
 
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
@@ -15,8 +15,10 @@ MODULES = {
     "paddle": "paddlenlp_codegen_task.runtime.paddle_inference",
     "onnxruntime": "paddlenlp_codegen_task.runtime.onnx_inference",
 }
-ENGINES = ("auto", *MODULES)
-PRECISIONS = ("auto", "fp32", "fp16", "int8", "int8_weight_only", "int4")
+EngineName = Literal["auto", "paddle", "onnxruntime"]
+Precision = Literal["auto", "fp32", "fp16", "int8", "int8_weight_only", "int4"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Engine(Protocol):
