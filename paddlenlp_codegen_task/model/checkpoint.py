@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from paddlenlp_codegen_task.checks import line, shown
+from paddlenlp_codegen_task.files import MOST_BYTES, parse_json
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.paddle_file import read_paddle_file
 from paddlenlp_codegen_task.model.safetensors_file import read_safetensors_file
@@ -34,6 +36,7 @@ _INDEX = ".index.json"
 _BUFFER = re.compile(r"\battn\.(bias|masked_bias|causal_mask|scale_attn)$|\binv_freq$")
 _LINEAR = re.compile(r"\b(qkv_proj|out_proj|fc_in|fc_out|lm_head)\.weight$")
 
+_LONGEST_NAME = 200
 _MIB = 2**20
 
 
@@ -184,18 +187,19 @@ def expected_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
 def _read_index(file: BinaryIO, folder: Path) -> dict[str, list[str]]:
     """The shards that an index names, each with the tensors it should hold."""
     try:
-        index = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not valid JSON: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        index = parse_json(file.read(MOST_BYTES + 1))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("has no weight_map")
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
         # The file may be a link to anywhere, as in Hugging Face's cache; its name may not.
         is_name = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
-        if not is_name or not (folder / shard).is_file():
-            raise CheckpointError(f"{shard!r}, for {name}, is not a file of this folder")
+        # Unlike Path's, os.path's function takes a name that is too long for one of no file.
+        if not is_name or not os.path.isfile(folder / shard):
+            raise CheckpointError(f"{shown(shard)}, for {line(name)}, is not a file of this folder")
         shards.setdefault(shard, []).append(name)
     return shards
 
@@ -208,6 +212,8 @@ def _weights(
     `listed` are those that an index says are there; None stands for all.
     """
     for name in stored if listed is None else listed:
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(f"damaged: a tensor's name has {len(name):,} characters")
         if name not in stored:
             raise CheckpointError(f"{name} is missing, which the index names")
         if not _BUFFER.search(name):

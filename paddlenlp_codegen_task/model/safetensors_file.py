@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
+from paddlenlp_codegen_task.checks import line
+from paddlenlp_codegen_task.files import MOST_BYTES, parse_json
 from paddlenlp_codegen_task.model.stored_tensor import CheckpointError, FileBytes, StoredTensor
 
 _DTYPES = {
@@ -24,13 +25,16 @@ def read_safetensors_file(file: BinaryIO) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is truncated or damaged.
     """
+    size = int.from_bytes(file.read(8), "little")
+    if size > MOST_BYTES:
+        raise CheckpointError(f"damaged: its header has {size:,} bytes")
     try:
         # The library checks the header against the file, but hands out no bfloat16 as numpy.
         with safe_open(file.name, framework="np"):
             pass
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header = parse_json(file.read(size))
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"truncated or damaged: {error}") from error
+        raise CheckpointError(f"truncated or damaged: {line(str(error))}") from error
     data = file.tell()
     header.pop("__metadata__", None)
     tensors = {}

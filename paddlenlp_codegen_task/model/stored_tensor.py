@@ -13,6 +13,8 @@ import numpy.typing as npt
 # bfloat16, which numpy lacks, is the upper half of a float32.
 _READABLE = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 _MOST_AXES = 8
+LIMIT = 2**60  # no number of elements or bytes in a file is so large
+_BLOCK = 16 << 20  # bytes read at once for a checksum
 
 
 class CheckpointError(ValueError):
@@ -34,23 +36,29 @@ class Storage(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileBytes:
     """Bytes of an open file, with the CRC-32 they must have, if the format says one."""
 
     file: BinaryIO
     offset: int
     nbytes: int
-    crc: int | None = None
+    crc: int | None = None  # or it has been checked
 
     def read(self, start: int, count: int) -> memoryview:
-        """See Storage. With a CRC the whole run is read, since that is what it is over."""
-        if self.crc is None:
-            return self._read(self.offset + start, count)
-        whole = self._read(self.offset, self.nbytes)
-        if zlib.crc32(whole) != self.crc:
-            raise CheckpointError("damaged: its checksum does not match")
-        return whole[start : start + count]
+        """See Storage. The first time, the whole run is read if its checksum is to be checked."""
+        found = self._read(self.offset + start, count)
+        if self.crc is not None:
+            if self.crc != (zlib.crc32(found) if count == self.nbytes else self._checksum()):
+                raise CheckpointError("damaged: its checksum does not match")
+            self.crc = None  # else each of many tensors in one storage would read all of it
+        return found
+
+    def _checksum(self) -> int:
+        crc = 0
+        for start in range(0, self.nbytes, _BLOCK):
+            crc = zlib.crc32(self._read(self.offset + start, min(_BLOCK, self.nbytes - start)), crc)
+        return crc
 
     def _read(self, offset: int, count: int) -> memoryview:
         # Asked before the bytes are, so that a false length cannot take all memory.
@@ -138,6 +146,8 @@ def as_sizes(value: object) -> tuple[int, ...]:
         raise CheckpointError("damaged: a tensor's shape must be a short tuple")
     if any(type(n) is not int or n < 0 for n in value):
         raise CheckpointError("damaged: a tensor's shape must be whole numbers")
+    if any(n >= LIMIT for n in value):
+        raise CheckpointError("damaged: a tensor's shape is beyond any file")
     return value
 
 

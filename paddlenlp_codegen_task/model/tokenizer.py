@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from paddlenlp_codegen_task.checks import shown
+from paddlenlp_codegen_task.files import read_json
+
 END_OF_TEXT = "<|endoftext|>"
+_ID = re.compile("[0-9]{1,10}")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -27,17 +31,24 @@ class Tokenizer:
         """Wrap `backend`; `settings`, from tokenizer_config.json, name the special tokens.
 
         Raises:
-            ValueError: `backend` is not byte-level, or has no token for the end of a text.
+            ValueError: `backend` is not byte-level, has no token for the end of a text, or two of
+                one id; or the settings ask for a token before each text.
         """
         if not isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
             raise ValueError("not a byte-level BPE tokenizer, as CodeGen's is")
+        if _flag(settings, "add_bos_token"):
+            raise ValueError("add_bos_token is not supported: nothing is put before a text")
         self._backend = backend
         eos_token = _content(settings.get("eos_token")) or END_OF_TEXT
         eos_token_id = backend.token_to_id(eos_token)
         if eos_token_id is None:
-            raise ValueError(f"the end of text token {eos_token!r} is not in the vocabulary")
+            raise ValueError(f"end of text token {shown(eos_token)} is not in the vocabulary")
         self.eos_token_id: int = eos_token_id
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        # The tokenizers library drops what is beyond 32 bits of an id.
+        if len(set(ids)) < len(ids):
+            raise ValueError("two tokens of the vocabulary have the same id")
+        self.vocab_size = max(ids) + 1
         self._bytes: dict[int, bytes] = {}  # of the tokens that were added to BPE's own
         special = _special_tokens(settings)
         for token_id, added in backend.get_added_tokens_decoder().items():
@@ -57,29 +68,12 @@ class Tokenizer:
             ValueError: a file is broken, or the files do not fit together.
         """
         settings = {
-            **_read_object(folder / "tokenizer_config.json"),
-            **_read_object(folder / "special_tokens_map.json"),
+            **_read_if_there(folder / "tokenizer_config.json"),
+            **_read_if_there(folder / "special_tokens_map.json"),
         }
-        added = _read_object(folder / "added_tokens.json")
-        whole = folder / "tokenizer.json"
-        parts = [folder / "vocab.json", folder / "merges.txt"]
-        if whole.is_file():
-            backend = _load(tokenizers.Tokenizer.from_file, whole)
-            backend.no_truncation()
-            backend.no_padding()
-        elif missing := [path.name for path in parts if not path.is_file()]:
-            raise FileNotFoundError(
-                f"{folder} has no tokenizer.json, and no {' or '.join(missing)}"
-            )
-        else:
-            backend = tokenizers.Tokenizer(_load(tokenizers.models.BPE.from_file, *parts))
-            prefix = bool(settings.get("add_prefix_space"))
-            backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-            backend.decoder = tokenizers.decoders.ByteLevel()
+        added = _read_if_there(folder / "added_tokens.json")
         try:
-            if not whole.is_file():
-                _add_tokens(backend, added, settings)
-            return cls(backend, settings)
+            return cls(_read_backend(folder, added, settings), settings)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
@@ -131,6 +125,27 @@ class Tokenizer:
             return token.encode("utf-8")
 
 
+def _read_backend(
+    folder: Path, added: dict[str, Any], settings: dict[str, Any]
+) -> tokenizers.Tokenizer:
+    """tokenizer.json as it is; else one of vocab.json, merges.txt and the added tokens."""
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        backend = _load(tokenizers.Tokenizer.from_file, whole)
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+    parts = [folder / "vocab.json", folder / "merges.txt"]
+    if missing := [path.name for path in parts if not path.is_file()]:
+        raise FileNotFoundError(f"{folder} has no tokenizer.json, and no {' or '.join(missing)}")
+    backend = tokenizers.Tokenizer(_load(tokenizers.models.BPE.from_file, *parts))
+    prefix = _flag(settings, "add_prefix_space")
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    _add_tokens(backend, added, settings)
+    return backend
+
+
 def _add_tokens(
     backend: tokenizers.Tokenizer, ids: dict[str, Any], settings: dict[str, Any]
 ) -> None:
@@ -139,14 +154,16 @@ def _add_tokens(
     if not isinstance(listed, dict):
         raise ValueError("tokenizer_config.json: added_tokens_decoder must be a JSON object")
     ids, options = dict(ids), {}
-    for number, token in listed.items():
+    for key, token in listed.items():
         content = _content(token)
-        if str(ids.setdefault(content, int(number))) != number:
-            raise ValueError(f"added token {content!r} has two ids, {ids[content]} and {number}")
+        number = int(key) if _ID.fullmatch(key) else key  # JSON's keys are texts
+        if ids.setdefault(content, number) != number:
+            one, other = shown(ids[content]), shown(number)
+            raise ValueError(f"added token {shown(content)} has two ids, {one} and {other}")
         options[content] = token if isinstance(token, dict) else {}
     for content, number in ids.items():
-        if not content or not isinstance(number, int):
-            raise ValueError(f"added token {content!r} has id {number!r}, not a number")
+        if not content or type(number) is not int:
+            raise ValueError(f"added token {shown(content)} has id {shown(number)}, not a number")
     # PaddleNLP does not list <|endoftext|> among the added tokens; transformers always adds it.
     special = _special_tokens(settings)
     known = {one: backend.token_to_id(one) for one in special}
@@ -159,8 +176,8 @@ def _add_tokens(
         backend.add_tokens([tokenizers.AddedToken(content, **chosen)])
         if (number := backend.token_to_id(content)) != ids[content]:
             raise ValueError(
-                f"added token {content!r} should have id {ids[content]}, but the one that follows "
-                f"the vocabulary is {number}"
+                f"added token {shown(content)} should have id {shown(ids[content])}, but the one "
+                f"that follows the vocabulary is {number}"
             )
 
 
@@ -169,20 +186,19 @@ def _load(read: Callable[..., Any], *paths: Path) -> Any:
         return read(*map(str, paths))
     except Exception as error:  # the tokenizers library raises nothing more specific
         names = " or ".join(path.name for path in paths)
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{paths[0].parent}: broken {names}: {reason}") from None
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"broken {names}: {reason}") from None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _flag(settings: dict[str, Any], name: str) -> bool:
+    value = settings.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
+    return bool(value)
 
 
 def _content(token: Any) -> str:

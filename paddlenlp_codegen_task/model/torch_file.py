@@ -7,6 +7,7 @@ it (torch/serialization.py, _save and _legacy_save).
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from paddlenlp_codegen_task.model.stored_tensor import (
+    LIMIT,
     CheckpointError,
     FileBytes,
     StoredTensor,
@@ -24,6 +26,10 @@ from paddlenlp_codegen_task.model.unpickle import unpickle
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 _ZIP_SIGNATURE = b"PK\x03\x04"
+# What a checkpoint's pickle, and the directory of its archive, may have; a model of 34 layers with
+# its buffers has 200 kB and 50 kB.
+_MOST_PICKLE = 32 << 20
+_MOST_DIRECTORY = 4 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 
 
@@ -83,17 +89,32 @@ def _open_zip(file: BinaryIO) -> tuple[object, Mapping[str, FileBytes]]:
     if root is None:
         raise CheckpointError("damaged: the archive has no data.pkl")
     order = records.get(root + "byteorder")  # absent before torch 2.0
-    _require_little_endian(order is None or _content(order) == b"little")
-    state = _unpickle(io.BytesIO(_content(records[root + "data.pkl"])), {})
+    _require_little_endian(order is None or bytes(_content(order, 6)) == b"little")
+    state = _unpickle(io.BytesIO(_content(records[root + "data.pkl"], _MOST_PICKLE)), {})
     data = root + "data/"
     return state, {n.removeprefix(data): r for n, r in records.items() if n.startswith(data)}
+
+
+class _SmallReads:
+    """A file for zipfile, which reads an archive's directory at once and makes objects of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
+
+    def read(self, count: int = -1) -> bytes:
+        rest = os.fstat(self._file.fileno()).st_size - self._file.tell()
+        if (rest if count < 0 else min(count, rest)) > _MOST_DIRECTORY:
+            raise CheckpointError("damaged: its archive lists more than tensors")
+        return self._file.read(count)
 
 
 def _zip_records(file: BinaryIO) -> Iterator[tuple[str, FileBytes]]:
     """Where the archive's records lie; torch stores them uncompressed."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(_SmallReads(file)) as archive:
             entries = archive.infolist()
+    except CheckpointError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise CheckpointError("truncated or damaged: not a readable zip archive") from error
     end = file.seek(0, 2)
@@ -111,8 +132,10 @@ def _zip_records(file: BinaryIO) -> Iterator[tuple[str, FileBytes]]:
         yield entry.filename, FileBytes(file, offset, entry.file_size, entry.CRC)
 
 
-def _content(record: FileBytes) -> bytes:
-    return record.read(0, record.nbytes).tobytes()
+def _content(record: FileBytes, most: int) -> memoryview:
+    if record.nbytes > most:
+        raise CheckpointError("damaged: a record other than tensors is too large")
+    return record.read(0, record.nbytes)
 
 
 def _open_legacy(file: BinaryIO) -> tuple[object, Mapping[str, FileBytes]]:
@@ -152,7 +175,7 @@ def _unpickle(file: BinaryIO, storages: dict[str, _Storage]) -> object:
         # ("storage", type, key, location, elements), and None in the legacy form
         match reference:
             case ("storage", _Dtype() as dtype, str(key), _, int(elements), *rest):
-                if elements >= 0 and rest in ([], [None]):
+                if 0 <= elements < LIMIT and rest in ([], [None]):
                     return storages.setdefault(key, _Storage(dtype, key, elements))
         raise CheckpointError("damaged: refers to something that is not a storage")
 
@@ -163,7 +186,7 @@ def _rebuild_tensor(
     storage: object, start: object, shape: object, strides: object, *_: object
 ) -> _Tensor:
     """Stands in for torch._utils._rebuild_tensor_v2; gradients and hooks follow."""
-    if not isinstance(storage, _Storage) or type(start) is not int:
+    if not isinstance(storage, _Storage) or type(start) is not int or not 0 <= start < LIMIT:
         raise CheckpointError("damaged: a tensor without storage")
     return _Tensor(storage, start, as_sizes(shape), as_sizes(strides))
 

@@ -4,8 +4,10 @@ A pickle is a program for a stack machine that may call anything importable. Thi
 with the means to do harm left out: it knows only the instructions that saved tensors need, calls
 only stand-ins its caller lists, and leaves large byte strings in the file, so that a checkpoint
 of any size unpickles in little memory. Unlike `pickle.Unpickler` it cannot be made to reserve
-memory that the file does not fill, nor to hash or compare crafted values. The instructions are
-described in the standard library's pickletools.
+memory that the file does not fill, nor to hash or compare crafted values; and since a program of a
+byte makes an object of a hundred, it runs no more instructions than checkpoints have, for which a
+second and some 50 MB are enough. The instructions are described in the standard library's
+pickletools.
 """
 
 from __future__ import annotations
@@ -19,9 +21,16 @@ from paddlenlp_codegen_task.model.stored_tensor import CheckpointError
 
 # Tensor names and keywords are shorter; a longer text holds an array (see paddle_file.py).
 _LONGEST_TEXT = 256
+# A tensor takes some 40 instructions, in a model of 34 layers with its buffers 20,000 in all.
+_MOST_INSTRUCTIONS = 2**19
+# Containers are filled from the stack 1,000 items at a time, within one another.
+_MOST_ON_STACK = 2**13
+# Of containers within one another, and of a call's arguments: checkpoints have 5, and 9.
+_DEEPEST = 32
+_MOST_ARGUMENTS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """A byte string left in the pickle's file, or a long text if `is_text`: UTF-8 there."""
 
@@ -56,7 +65,8 @@ def unpickle(
         `persistent_load` return.
 
     Raises:
-        CheckpointError: the pickle is truncated or damaged, or holds anything else.
+        CheckpointError: the pickle is truncated or damaged, holds anything else, or is larger or
+            nested deeper than those of checkpoints.
     """
     machine = _Machine(file, allowed, persistent_load)
     try:
@@ -79,30 +89,43 @@ class _Machine:
         self.persistent_load = persistent_load
         self.stack: list[object] = []
         self.marked: list[list[object]] = []  # the stacks below each open mark
+        self.below = 0  # values in these, and the marks
         self.memo: dict[int, object] = {}
-        here = file.tell()
+        self.here = file.tell()  # kept, since asking takes a system call
         self.end = file.seek(0, 2)
-        file.seek(here)
+        file.seek(self.here)
 
     def run(self) -> object:
-        while (code := self.read(1)) != b".":
+        for _ in range(_MOST_INSTRUCTIONS):
+            if (code := self.read(1)) == b".":
+                value = self.stack.pop()
+                _require_shallow(value)
+                return value
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
                 raise CheckpointError(f"damaged: not a pickle of tensors (instruction {code!r})")
             instruction(self)
-        return self.stack.pop()
+            if len(self.stack) + self.below > _MOST_ON_STACK:
+                raise CheckpointError("damaged: not a pickle of tensors (too much on its stack)")
+        raise CheckpointError("damaged: not a pickle of tensors (too many instructions)")
 
     def read(self, count: int) -> bytes:
-        if count > self.end - self.file.tell():
-            raise CheckpointError("truncated: the file ends within its pickle")
+        self.require(count)
+        self.here += count
         return self.file.read(count)
+
+    def require(self, count: int) -> None:
+        if count > self.end - self.here:
+            raise CheckpointError("truncated: the file ends within its pickle")
 
     def number(self, layout: str) -> int:
         value: int = struct.unpack(layout, self.read(struct.calcsize(layout)))[0]
         return value
 
     def line(self) -> str:
-        return self.file.readline(_LONGEST_TEXT).removesuffix(b"\n").decode()
+        line = self.file.readline(_LONGEST_TEXT)
+        self.here += len(line)
+        return line.removesuffix(b"\n").decode()
 
     def push(self, value: object) -> None:
         self.stack.append(value)
@@ -115,18 +138,18 @@ class _Machine:
             self.push(self.read(count).decode(encoding))
 
     def push_span(self, count: int, is_text: bool = False) -> None:
-        offset = self.file.tell()
-        if count > self.end - offset:
-            raise CheckpointError("truncated: the file ends within its pickle")
-        self.file.seek(count, 1)
-        self.push(Span(offset, count, is_text))
+        self.require(count)
+        self.push(Span(self.here, count, is_text))
+        self.here = self.file.seek(self.here + count)
 
     def push_mark(self) -> None:
         self.marked.append(self.stack)
+        self.below += len(self.stack) + 1
         self.stack = []
 
     def pop_mark(self) -> list[object]:
         items, self.stack = self.stack, self.marked.pop()
+        self.below -= len(self.stack) + 1
         return items
 
     def push_tuple(self, count: int) -> None:
@@ -169,14 +192,20 @@ class _Machine:
         self.push_global(module, name)
 
     def push_persistent(self) -> None:
+        identity = self.stack.pop()
         if self.persistent_load is None:
             raise TypeError
-        self.push(self.persistent_load(self.stack.pop()))
+        if isinstance(identity, tuple) and len(identity) > _MOST_ARGUMENTS:
+            raise TypeError  # as in `reduce`
+        self.push(self.persistent_load(identity))
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         # Only `allowed` puts callables on the stack: no value made here is one.
         if not callable(function) or not isinstance(arguments, tuple):
+            raise TypeError
+        # One tuple may be passed again and again, and is copied each time.
+        if len(arguments) > _MOST_ARGUMENTS:
             raise TypeError
         self.push(function(*arguments))
 
@@ -186,6 +215,27 @@ class _Machine:
             target.build(state)
         elif not isinstance(target, dict):  # an OrderedDict's attributes: a state_dict's _metadata
             raise TypeError
+
+
+_CONTAINERS = frozenset({dict, list, tuple})
+
+
+def _require_shallow(value: object) -> None:
+    """Raise CheckpointError if containers are nested too deeply, or within themselves.
+
+    Level by level, each container once a level: what shares its parts would take for ever else.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner: dict[int, object] = {}
+        for container in level:
+            if isinstance(container, (dict, list, tuple)):
+                items = container.values() if isinstance(container, dict) else container
+                inner |= {id(item): item for item in items if type(item) in _CONTAINERS}
+        if not inner:
+            return
+        level = list(inner.values())
+    raise CheckpointError("damaged: not a pickle of tensors (nested too deeply)")
 
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {

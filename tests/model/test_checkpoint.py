@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
-import zlib  # noqa: F401  paddle 2.6 breaks a zlib imported after it
+import zlib  # paddle 2.6 breaks a zlib imported after it
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.model.checkpoint import (
     CheckpointError,
     expected_shapes,
@@ -280,17 +281,37 @@ def test_index_and_shards_must_match(kind, tmp_path):
     shutil.copy(shard, tmp_path / shard.name)
     for outside in (f"../{shard.name}", str(tmp_path / shard.name), "..", "", "absent", 7):
         edit_index(folder, lambda i, s=outside: i["weight_map"].update({QKV: s}))
-        assert failure(folder) == f"{index}: {outside!r}, for {QKV}, is not a file of this folder"
+        named = checks.shown(outside)
+        assert failure(folder) == f"{index}: {named}, for {QKV}, is not a file of this folder"
     elsewhere = sorted(folder.glob("*-00001-of-*"))[0].name
     other = next(n for i, n in enumerate(TENSORS) if i % 3 == 1)
     edit_index(folder, lambda i: i["weight_map"].update({QKV: elsewhere, other: elsewhere}))
     assert "is missing, which the index names" in failure(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": {}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1e999}}',
+        '{"weight_map": {"a": "\\u0000"}}',
+        '{"weight_map": {"a": "%s"}}' % ("b" * 100_000),
+        '{"weight_map": {"%s": [[[]]]}}' % ("a\\n" * 10_000),
+        '{"weight_map": {"a": %s}}' % ("9" * 4000),
+        "[" * 100_000,
+        '{"weight_map": {"a": ' + "[" * 100_000,
+    ],
+    ids=range(12),
+)
 def test_an_index_that_is_none_is_an_error(content, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
-    assert failure(tmp_path).startswith("model.safetensors.index.json: ")
+    message = failure(tmp_path)
+    assert message.startswith("model.safetensors.index.json: ")
+    assert len(message) < 600
 
 
 def test_shards_may_be_links_as_in_a_cache(tmp_path):
@@ -383,6 +404,136 @@ def test_torch_tensors_must_lie_within_their_storage(change, tmp_path):
     old, new = change[1]
     folder = torch_file_with(tmp_path, lambda data: data.replace(old, new, 1))
     assert failure(folder).startswith("pytorch_model.bin: ")
+
+
+class State:
+    """Pickles as an array of numpy with any state."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __reduce__(self):
+        state = (1, self.shape, np.dtype("f4"), False, b"1234")
+        return np.core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+HUGE = [
+    (2**62,),
+    (2**31, 2**31, 2**31),
+    (2**1000,) * 8,
+    (2**1000, 0),
+    (-1,),
+    (-(2**1000),),
+    (1,) * 9,
+]
+
+
+@pytest.mark.parametrize("shape", HUGE, ids=range(len(HUGE)))
+def test_shapes_that_overflow_name_the_file(shape, tmp_path):
+    write_pickle(tmp_path, {"a": State(shape)})
+    assert failure(tmp_path).startswith("model_state.pdparams: ")
+    state = {"a": np.ones(4, np.float32)}
+    state["UnpackBigParamInfor@@"] = {"b": {"OriginShape": shape, "slices": ["a"]}}
+    write_pickle(tmp_path, state)
+    with pytest.raises(CheckpointError) as caught, open_checkpoint(tmp_path) as checkpoint:
+        checkpoint.read("b")
+    assert str(caught.value).startswith("model_state.pdparams: ")
+    assert len(str(caught.value)) < 500
+
+
+def integer(value: int) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]
+
+
+@pytest.mark.parametrize("value", [2**31, 2**62, 2**64, 2**1000, -1, -(2**62)])
+@pytest.mark.parametrize(
+    "place",
+    {  # of "transformer.wte.weight", which is [96, 32] with strides [32, 1]
+        "rows": (b"K\x60K \x86", b"%bK \x86"),
+        "stride": (b"K K\x01\x86", b"%bK\x01\x86"),
+        "elements": (b"M\x00\x0ctq", b"%btq"),
+        "offset": (b"QK\x00K\x60", b"Q%bK\x60"),
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_numbers_beyond_a_torch_file(place, value, tmp_path):
+    old, new = place[1]
+
+    def change(data: bytes) -> bytes:
+        assert old in data
+        return data.replace(old, new % integer(value), 1)
+
+    message = failure(torch_file_with(tmp_path, change))
+    assert message.startswith("pytorch_model.bin: ")
+    assert len(message) < 500
+
+
+def archive(folder: Path, records: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as target:
+        for name, data in records.items():
+            target.writestr(name, data)
+    return folder
+
+
+def test_archives_that_are_large_for_nothing_are_refused(tmp_path):
+    tensors = pickle.dumps({}, 2)
+    names = {f"a/data/{n:060000}": b"" for n in range(72)}
+    assert "lists more than tensors" in failure(archive(tmp_path, names))
+    assert "is too large" in failure(archive(tmp_path, {"a/data.pkl": bytes(2**25 + 1)}))
+    order = {"a/data.pkl": tensors, "a/byteorder": bytes(10**6)}
+    assert "is too large" in failure(archive(tmp_path, order))
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch legacy", "paddle"])
+def test_pickles_that_are_large_for_nothing_name_the_file(kind, tmp_path):
+    program = b"\x80\x02" + b"]" * 10**6 + b"."
+    if kind == "torch":
+        archive(tmp_path, {"a/data.pkl": program})
+    else:
+        (tmp_path / FILES[kind]).write_bytes(program)
+    assert failure(tmp_path).startswith(f"{FILES[kind]}: damaged: ")
+
+
+def test_a_storage_that_many_tensors_share_is_checked_once(tmp_path, monkeypatch):
+    import torch
+
+    flat = torch.arange(100_000, dtype=torch.float32)
+    state = {f"h.{n}": flat[n * 100 : (n + 1) * 100] for n in range(1000)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    seen = []
+    crc32 = zlib.crc32
+    monkeypatch.setattr(
+        zlib, "crc32", lambda data, *rest: seen.append(len(data)) or crc32(data, *rest)
+    )
+    with open_checkpoint(tmp_path) as checkpoint:
+        seen.clear()
+        for n in range(1000):
+            values = checkpoint.read(f"transformer.h.{n}")
+            np.testing.assert_array_equal(values, np.arange(n * 100, (n + 1) * 100))
+        assert sum(seen) == 400_000
+    path = tmp_path / "pytorch_model.bin"
+    data = bytearray(path.read_bytes())
+    data[data.index(flat.numpy().tobytes()) + 399_999] ^= 1
+    path.write_bytes(data)
+    with open_checkpoint(tmp_path) as checkpoint:
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="checksum does not match"):
+                checkpoint.read("transformer.h.0")
+
+
+def test_headers_and_names_of_safetensors_are_bounded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((2**24 + 1).to_bytes(8, "little") + b" " * (2**24 + 1))
+    assert failure(tmp_path) == "model.safetensors: damaged: its header has 16,777,217 bytes"
+    header = json.dumps({"a\n" * 500: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}})
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert failure(tmp_path) == "model.safetensors: damaged: a tensor's name has 1,000 characters"
+    header = json.dumps({"a\nb": {"dtype": "F64", "shape": [2**63, 4], "data_offsets": [0, 0]}})
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert failure(tmp_path).startswith("model.safetensors: truncated or damaged: ")
+    for content in ("[" * 10**5, '{"__metadata__": ' * 9999, '{"a": 1e999}', "\0", "\n\n", "é\n"):
+        path.write_bytes(len(content.encode()).to_bytes(8, "little") + content.encode())
+        assert failure(tmp_path).startswith("model.safetensors: truncated or damaged: ")
 
 
 def test_records_of_an_archive_are_checked(tmp_path):

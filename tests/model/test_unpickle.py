@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paddlenlp_codegen_task.model import unpickle as machine
 from paddlenlp_codegen_task.model.stored_tensor import CheckpointError
 from paddlenlp_codegen_task.model.unpickle import Span, unpickle
 
@@ -182,6 +183,88 @@ def test_crafted_sizes_cost_neither_memory_nor_time(program):
     tracemalloc.stop()
     assert time.process_time() - began < 5
     assert peak < 2**26
+
+
+def several(instructions: bytes, times: int = 400) -> bytes:
+    """A list that is filled, a thousand times `instructions` at once, so many times."""
+    return b"]" + (b"(" + instructions * 1000 + b"e") * times + b"."
+
+
+ALLOWED_CALL = b"ccollections\nOrderedDict\nq\x01"
+# Programs of a byte or a few for an object of fifty and more.
+LARGE = {
+    "24 MB of lists": b"]" * 24_000_000 + b".",
+    "marks": b"(" * 3_000_000 + b".",
+    "nested tuples": b"N" + b"\x85" * 3_000_000 + b".",
+    "nested lists": b"]" * 5000 + b"a" * 4999 + b".",
+    "lists": several(b"]", 3000),
+    "dictionaries": several(b"}", 3000),
+    "bytes": several(b"C\x00", 3000),
+    "texts": several(b"\x8c\x02ab", 2000),
+    "floats": several(b"G12345678", 1000),
+    "calls": ALLOWED_CALL + b")q\x02" + several(b"h\x01h\x02R", 1000),
+    "memo": b"N" + b"".join(b"r" + (n << 12).to_bytes(4, "little") for n in range(2**20)) + b".",
+    "a list of itself": b"]q\x00h\x00a.",
+    "a list of itself, often": b"]q\x00" + b"h\x00a" * 10**6 + b".",
+    "a list within its dictionary": b"}q\x00\x8c\x01a]h\x00as.",
+    "from the top down": b"]q\x00" + b"]q\x01ah\x01" * 3000 + b"h\x00.",
+    "doubled 200 times": b"]q\x00" + b"h\x00h\x00\x86q\x00" * 200 + b".",
+    "wide and deep": b"]q\x00(" + b"N" * 8000 + b"e" + b"](h\x00h\x00eq\x00" * 60 + b".",
+    "long arguments": ALLOWED_CALL + b"(" + b"N" * 6000 + b"tq\x02" + b"h\x01h\x02R0" * 9**5 + b".",
+    "a long identity": b"(" + b"N" * 6000 + b"tq\x02" + b"h\x02Q0" * 9**5 + b".",
+}
+REFUSED = r"damaged: not a (valid pickle|pickle of tensors)"
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_pickle_that_is_large_for_nothing_is_refused(case, monkeypatch):
+    # Memory is in proportion to the instructions; an eighth of them takes less of a test's time.
+    most = machine._MOST_INSTRUCTIONS // 8
+    monkeypatch.setattr(machine, "_MOST_INSTRUCTIONS", most)
+    file = io.BytesIO(LARGE[case])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=REFUSED):
+            unpickle(file, ALLOWED, lambda reference: reference)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 * most
+    assert file.tell() < 12 * most
+
+
+@pytest.mark.parametrize("case", ["24 MB of lists", "nested tuples", "bytes"])
+def test_it_is_refused_soon(case):
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match=REFUSED):
+        load(LARGE[case])
+    assert time.process_time() - began < 20  # about 1 s on a slow machine
+
+
+def test_a_pickle_at_its_limits_takes_little():
+    # As many containers at every level as the instructions allow; deep as it may be.
+    wide = b"]q\x01" + (b"(" + b"N" * 8000 + b"e") * 50 + b"]q\x00"
+    program = wide + b"](h\x00h\x01eq\x00" * 30 + b"."
+    began = time.process_time()
+    load(program)
+    assert time.process_time() - began < 20  # 0.8 s on a slow machine
+
+
+def test_containers_may_be_as_deep_as_that():
+    value = within = []
+    for _ in range(31):
+        within.append([])
+        within = within[0]
+    assert load(pickle.dumps(value, 2)) == value
+    within.append({"a": 1})
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        load(pickle.dumps(value, 2))
+
+
+def test_as_many_tensors_as_any_checkpoint_has_are_read():
+    state = {f"transformer.h.{n}.attn.weight": (n, (n, "cpu"), {"a": [n]}) for n in range(12_000)}
+    for protocol in (2, 4):
+        assert load(pickle.dumps(state, protocol)) == state
 
 
 def test_every_truncation_is_noticed():
