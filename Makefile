@@ -4,7 +4,7 @@ VENV := .venv
 VENV26 := .venv-paddle26
 BIN := $(VENV)/bin
 
-.PHONY: run test lint suite smoke-paddle26 benchmark train clean
+.PHONY: run test lint suite smoke-paddle26 campaign benchmark train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -22,6 +22,11 @@ suite: $(VENV)/dev.done
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
+
+# Hostile input in numbers, until the floors are met: tests/campaign/README.md.
+campaign: MINUTES = 60
+campaign: $(VENV)/dev.done
+	$(BIN)/python -m tests.campaign --minutes $(MINUTES)
 
 # Ours and every peer on the same random weights, each in an environment of its own: most of an hour.
 CHECKPOINT ?= build/codegen-350M
@@ -87,4 +92,4 @@ $(VENV26)/dev.done: setup.py
 	touch $@
 
 clean:
-	rm -rf .venv* build *.egg-info
+	rm -rf .venv* build dist *.egg-info
