@@ -37,20 +37,16 @@ class _Quoting(reprlib.Repr):
 _quoting = _Quoting()
 
 
-def line(text: str, longest: int = LONGEST) -> str:
-    """A text on one line, with its middle left out if it is longer than that."""
-    if len(text) > 4 * longest:  # what is left out need not be looked at
-        text = text[: 2 * longest] + text[-2 * longest :]
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in _joined(text))
-    if len(text) <= longest:
-        return text
+def line(message: str, longest: int = LONGEST) -> str:
+    """A message on one line, with its middle left out if it is longer than that."""
+    if len(message) > 4 * longest:  # what is left out need not be looked at
+        message = message[: 2 * longest] + message[-2 * longest :]
+    message = " ".join(part.strip() for part in message.splitlines())
+    message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
+    if len(message) <= longest:
+        return message
     half = (longest - 5) // 2
-    return f"{text[:half]} ... {text[-half:]}"
-
-
-def _joined(text: str) -> str:
-    """A text with a blank for each line break, and whatever indentation follows it."""
-    return " ".join(part.strip() for part in text.splitlines())
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def shown(value: Any) -> str:
@@ -122,28 +118,19 @@ def number(name: str, value: Any, expected: str, holds: Callable[[float], bool])
     return found
 
 
-def string(name: str, value: Any, expected: str = "a str") -> str:
-    """Return a str that is UTF-8, and not empty, or raise an error that says what is expected."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}")
-    if not value:
-        raise ValueError(f"{name} must not be empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{name}: the text holds a lone surrogate, not valid Unicode: {shown(value)}"
-        ) from None
-    return str.__str__(value)  # plain, if it is of a class that is derived
+def text(value: Any) -> str | None:
+    """A str as one of Python's own; None if a value is no str, whatever class it says it has."""
+    return str.__str__(value) if issubclass(type(value), str) else None
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """Return one of `allowed`, or raise a ValueError that lists them."""
-    if not isinstance(value, str) or value not in allowed:
+    found = text(value)
+    if found is None or found not in allowed:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
         )
-    return str.__str__(value)
+    return found
 
 
 def path(name: str, value: Any, expected: str = "a folder's path") -> Path:
@@ -154,26 +141,26 @@ def path(name: str, value: Any, expected: str = "a folder's path") -> Path:
         ValueError: no file can be named so, or there is no such user.
     """
     try:
-        text = os.fspath(value)
+        given = text(os.fspath(value))
     except Exception:  # not only TypeError: a path's class is anybody's code
-        text = None
-    if not isinstance(text, str):
+        given = None
+    if given is None:
         raise TypeError(f"{name} must be {expected}, got {shown(value)}")
-    if not text:
+    if not given:
         raise ValueError(f"{name} must not be empty")
     try:
-        found = Path(str.__str__(text)).expanduser()
+        found = Path(given).expanduser()
         encoded = os.fsencode(found)
     except (RuntimeError, UnicodeEncodeError) as error:  # no such user; a surrogate
         reason = "there is no such home" if isinstance(error, RuntimeError) else "not valid Unicode"
-        raise ValueError(f"{name}: {shown(text)}: {reason}") from None
+        raise ValueError(f"{name}: {shown(given)}: {reason}") from None
     if b"\0" in encoded:
-        raise ValueError(f"{name}: a path cannot hold a null character: {shown(text)}")
+        raise ValueError(f"{name}: a path cannot hold a null character: {shown(given)}")
     longest = max(map(len, encoded.split(b"/")))
     if len(encoded) > _LONGEST_PATH or longest > _LONGEST_NAME:
         raise ValueError(
             f"{name}: a path may have {_LONGEST_PATH} bytes, each name in it {_LONGEST_NAME}: "
-            f"{shown(text)} has {len(encoded)}, the longest name {longest}"
+            f"{shown(given)} has {len(encoded)}, the longest name {longest}"
         )
     return found
 

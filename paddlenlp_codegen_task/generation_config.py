@@ -186,7 +186,7 @@ class GenerationConfig:
         """Check what is to end a text."""
         self._keep(stop=_texts("stop", () if self.stop is None else self.stop))
         for one in [self.stop] if isinstance(self.stop, str) else self.stop or ():
-            checks.string("stop: a string", one)
+            _check_unicode(one)
         if self.truncation is not None:
             self._keep(truncation=_texts("truncation", self.truncation))
         try:
@@ -258,7 +258,7 @@ def _early_stopping(value: Any) -> EarlyStopping:
     try:
         return checks.boolean("early_stopping", value)
     except TypeError:
-        if isinstance(value, str) and value == "never":
+        if checks.text(value) == "never":
             return "never"
     raise ValueError(f"early_stopping must be True, False or 'never', got {checks.shown(value)}")
 
@@ -290,13 +290,24 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _check_unicode(stop: str) -> None:
+    try:
+        stop.encode()
+    except UnicodeEncodeError:
+        problem = "holds a lone surrogate, not valid Unicode, and no text does"
+        raise ValueError(f"stop: {checks.shown(stop)} {problem}") from None
+
+
 def _texts(name: str, value: Any) -> str | tuple[str, ...]:
     """A text, or several; what else may be wrong with them is `Truncator`'s to say."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+    one = checks.text(value)
+    if one is not None:
+        return one
+    several = [checks.text(part) for part in value] if isinstance(value, (list, tuple)) else [None]
+    found = tuple(part for part in several if part is not None)
+    if len(found) < len(several):
         raise TypeError(f"{name} must be {_EXPECTED[name]}, got {checks.shown(value)}")
-    return tuple(str.__str__(one) for one in value)
+    return found
 
 
 _EXPECTED = {

@@ -248,10 +248,9 @@ class CodeGenerator:
         """
         check_call_options(options, CallOptions)
         given: dict[str, Any] = {**options}
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
-            raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
+        texts = _iterator(prompts)
         call = self._call(config, given, self._batch_size_of(given))
-        requests = ((number, call.request(text, number)) for number, text in enumerate(prompts))
+        requests = ((number, call.request(text, number)) for number, text in enumerate(texts))
         return (
             (number, call.completions(finished.request, finished.rows))
             for number, finished in running.completed(self._engine, call, requests)
@@ -284,7 +283,7 @@ class CodeGenerator:
             TypeError, ValueError: as `generate` does, when called.
         """
         check_call_options(options, GenerationOptions)
-        if not isinstance(prompt, str):
+        if checks.text(prompt) is None:
             raise TypeError(f"prompt must be a str, got {checks.kind(prompt)}")
         call = self._call(config, {**options}, self._batch_size, streamed=True)
         if (call.config.best_of or 1) > 1:
@@ -373,6 +372,16 @@ class CodeGenerator:
             wanted = self._model.precision == "fp32"
         drafters: list[Drafter] = [PromptLookup()] if wanted else []
         return drafters if self._drafter is None else [*drafters, self._drafter]
+
+
+def _iterator(prompts: Any) -> Iterator[Any]:
+    """Prompts one by one, or a TypeError if they are no iterable of them."""
+    try:
+        if not isinstance(prompts, (str, bytes)):
+            return iter(prompts)
+    except TypeError:  # an array without dimensions has the method, too
+        pass
+    raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
 
 
 # What a session's turn, the text alone, has no place for.

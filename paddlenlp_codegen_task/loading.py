@@ -238,7 +238,7 @@ def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtim
 def checked_model(name: str, value: Any) -> str | Path:
     """Return a model's name, or a folder's path, or raise an error that calls it `name`."""
     path = checks.path(name, value, "a model's name or a folder's path")
-    return str.__str__(value) if isinstance(value, str) else path
+    return checks.text(value) or path
 
 
 def _find(name_or_path: str | Path | None, options: LoadOptions) -> tuple[str, Path]:

@@ -161,7 +161,7 @@ class Call:
 
     def _check_results(self) -> None:
         """Refuse now more completions of a prompt than memory holds."""
-        needed = self.samples * (_ROW_BYTES + self.config.max_length * self._result_bytes())
+        needed = self.result_bytes
         free = device.free_bytes(None) if needed > _MUCH else None
         if free is not None and needed > free:
             name = "num_return_sequences" if self.config.best_of is None else "best_of"
@@ -171,12 +171,13 @@ class Call:
                 f"{free:,} are free"
             )
 
-    def _result_bytes(self) -> int:
-        """What a token of a completion takes, about."""
-        reported = self._parameters.logprobs
-        if reported is None:
-            return _TOKEN_BYTES
-        return _TOKEN_BYTES + _REPORT_BYTES * (2 + min(reported, self._vocab_size))
+    @property
+    def result_bytes(self) -> int:
+        """What the completions of a prompt may take, about."""
+        reported, token = self._parameters.logprobs, _TOKEN_BYTES
+        if reported is not None:
+            token += _REPORT_BYTES * (3 + min(reported, self._vocab_size))
+        return self.samples * (_ROW_BYTES + self.config.max_length * token)
 
     def _check_memory(self, request: Request, number: int) -> None:
         """Refuse now what could never run."""
@@ -207,7 +208,7 @@ class Call:
 
 # What a completion takes, and each of its tokens, and each log-probability that is reported: as
 # measured, rounded up.
-_ROW_BYTES, _TOKEN_BYTES, _REPORT_BYTES = 2_000, 100, 120
+_ROW_BYTES, _TOKEN_BYTES, _REPORT_BYTES = 2_000, 100, 150
 _MUCH = 1 << 28  # bytes; for less, nobody is asked how many are free
 
 
@@ -248,7 +249,7 @@ def checked_progress(value: Any) -> bool | None:
 
 def checked_prompts(prompts: Any) -> list[Any]:
     """Return one prompt or several as a list, or raise an error that says which is wrong."""
-    if isinstance(prompts, str):
+    if checks.text(prompts) is not None:
         prompts = [prompts]
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(f"prompts must be a str or a list of str, got {checks.kind(prompts)}")
@@ -259,8 +260,9 @@ def checked_prompts(prompts: Any) -> list[Any]:
 
 def checked_prompt(text: Any, number: int) -> str:
     """Return the `number`-th prompt of a call, or raise an error that names it."""
-    if not isinstance(text, str):
+    found = checks.text(text)
+    if found is None:
         raise TypeError(f"prompt {number} must be a str, got {checks.kind(text)}")
-    if not text:
+    if not found:
         raise ValueError(f"prompt {number} must not be empty")
-    return str.__str__(text)
+    return found

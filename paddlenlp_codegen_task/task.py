@@ -68,7 +68,9 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         check_option_names(options, [*option_names(), *_OF_TASK])
         _check_texts_alone(options)
         Settings.of(options)  # before Task makes paths of them
-        is_static_model = checks.boolean("is_static_model", kwargs.pop("is_static_model", False))
+        for name in ("is_static_model", "from_hf_hub"):
+            kwargs[name] = checks.boolean(name, kwargs.get(name, False))
+        is_static_model = kwargs.pop("is_static_model")
         device = _device(kwargs.get("device_id", 0), options.get("device"))
         # Task would look for one *.pdmodel or *.json file, and an export has several of the latter.
         super().__init__(task=task, model=model, **kwargs)

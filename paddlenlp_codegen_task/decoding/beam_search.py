@@ -17,7 +17,8 @@ from paddlenlp_codegen_task.decoding.request import Context, FinishReason
 from paddlenlp_codegen_task.generation_config import EarlyStopping
 from paddlenlp_codegen_task.runtime.base import Floats
 
-_MOST = np.float32(1e34)  # of a score
+# Of a score: sums of many must stay numbers, so that what may not come is below them all.
+_MOST = np.float32(1e34)
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,10 @@ def _penalize(scores: Floats, context: Context) -> None:
         scores[context.counts > 0] -= np.float32(parameters.presence_penalty)
     if parameters.bias is not None:
         scores += parameters.bias
-        # The sum of many must stay a number, as a token that may not come has minus infinity.
-        np.minimum(scores, _MOST, out=scores)
+    if parameters.repetition_penalty != 1 or parameters.bias is not None:
+        np.clip(scores, -_MOST, _MOST, out=scores)
+    if parameters.bias is not None:
+        scores[parameters.bias == -np.inf] = -np.inf
     if context.length < parameters.eos_from:
         scores[parameters.eos_token_id] = -np.inf
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from paddlenlp_codegen_task.checks import shown
+from paddlenlp_codegen_task.checks import shown, text
 
 _NAME = re.compile(r"auto|cpu|gpu(?::([0-9]{1,4}))?")
 _PROC = Path("/proc")
@@ -28,9 +28,10 @@ _CGROUP_FILES = (
 
 def checked(device: Any) -> str:
     """Return a device's name, or raise an error if it cannot be one."""
-    if not isinstance(device, str) or not _NAME.fullmatch(device):
+    name = text(device)
+    if name is None or not _NAME.fullmatch(name):
         raise ValueError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got {shown(device)}")
-    return str.__str__(device)
+    return name
 
 
 def parse(device: str, gpus: int | None, missing: str) -> int | None:
