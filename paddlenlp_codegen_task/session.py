@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.options import GenerationOptions
 from paddlenlp_codegen_task.requests import PromptTooLong
 
 VERSION = 1  # of the file's format
@@ -53,7 +54,7 @@ class Session:
         """Everything so far: specifications and programs."""
         return "".join(turn.specification + turn.program for turn in self.turns)
 
-    def turn(self, specification: str, **options: Any) -> str:
+    def turn(self, specification: str, **options: Unpack[GenerationOptions]) -> str:
         """Append a specification, on a line of its own, and the program that completes it.
 
         Args:
