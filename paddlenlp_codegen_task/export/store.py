@@ -1,7 +1,8 @@
 """Exports on disk: built in a temporary folder, checked, published by one rename, and verified.
 
 <root>/<key>/            a published export: the graph, the tokenizer, config.json, manifest.json,
-                         and checked.json once its large files have been read
+                         and checked.json once its large files have been read; a file that the
+                         manifest does not list makes it no export, since it might be loaded
 <root>/.building-<key>-*  one that is being built; left by a killed process, it is removed later
 <root>/.<key>.lock       held while building
 """
@@ -12,19 +13,36 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from paddlenlp_codegen_task.checks import shown
+from paddlenlp_codegen_task.files import read_json, write_file
+
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 CHECKED = "checked.json"
 _LARGE = 16 << 20  # bytes of a file whose hash may be checked while it is being loaded
 
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+)
 
 
 class ExportError(RuntimeError):
@@ -61,32 +79,32 @@ def find_or_build(
     """
     key = export_key(parts)
     folder = root / key
-    if _is_intact(folder, large_files):  # published by rename, so no lock is needed to read it
+    # Published by rename, so no lock is needed to read it.
+    if _is_intact(folder, parts, large_files):
         return folder
     from filelock import FileLock  # only here: it takes a good part of a fast start
 
     with _explained(root, needed):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{key}.lock"):
-            if _is_intact(folder, large_files):  # another process has built it meanwhile
+            if _is_intact(folder, parts, large_files):  # another process has built it meanwhile
                 return folder
             _remove_debris(root, key)
             _check_space(root, needed)
-            draft = Path(tempfile.mkdtemp(prefix=f".building-{key}-", dir=root))
+            # Unlike mkdtemp's, a folder as private as the user's mask says; and so are its files.
+            draft = root / f".building-{key}-{secrets.token_hex(4)}"
+            draft.mkdir()
             try:
                 build(draft)
                 _write_manifest(draft, parts)
                 _sync(draft)
-                draft.chmod(0o755)  # mkdtemp keeps others out, and so may the user's mask
-                for path in draft.iterdir():
-                    path.chmod(0o644)
                 damaged = draft.with_name(draft.name + "-damaged")
-                if folder.exists():
+                if os.path.lexists(folder):
                     folder.rename(damaged)
                 draft.rename(folder)
-                shutil.rmtree(damaged, ignore_errors=True)
+                _remove(damaged)
             finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                _remove(draft)
     return folder
 
 
@@ -96,18 +114,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     The content of large files is left to `check_large_files`.
 
     Raises:
-        ExportError: there is no manifest, or a file is missing, unreadable or has changed.
+        ExportError: there is no manifest, a file is missing, unreadable or has changed, or there
+            is one that the manifest does not list.
     """
     with _readable(folder):
         manifest, files = _parsed_manifest(folder)
         for name, (size, digest) in files.items():
             file = folder / name
-            if Path(name).name != name or not file.is_file():
+            if not file.is_file():
                 raise ExportError(f"{folder} lacks {name}; export again")
             if file.stat().st_size != size:
                 raise _damaged(file)
             if size < _LARGE:
                 _check_content(file, digest)
+        # Nothing is loaded whose name begins with a dot; systems keep notes of their own so.
+        found = {name for name in os.listdir(folder) if not name.startswith(".")}
+        if others := found - files.keys() - {MANIFEST, CHECKED}:
+            raise ExportError(
+                f"{folder} holds {shown(min(others))}, which is no part of this export: remove it, "
+                "or export again"
+            )
         return manifest
 
 
@@ -124,15 +150,23 @@ def check_large_files(folder: Path) -> None:
         _, files = _parsed_manifest(folder)
         large = {name: digest for name, (size, digest) in files.items() if size >= _LARGE}
         state = {name: _state(folder / name) for name in large}
-        note = folder / CHECKED
-        if note.is_file() and note.read_bytes() == json.dumps(state).encode():
+        note, content = folder / CHECKED, json.dumps(state).encode()
+        if _holds(note, content):
             return
         for name, digest in large.items():
             _check_content(folder / name, digest)
-    with suppress(OSError):  # an export may be read-only: then it is read again each time
-        draft = folder / f".{CHECKED}-{os.getpid()}"
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        draft.replace(note)
+    with suppress(OSError, ValueError):  # an export may be read-only: it is read each time then
+        for killed in folder.glob(f".{CHECKED}-*"):  # or being written: then that is done again
+            killed.unlink()
+        write_file(note, content)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        is_so_long = file.is_file() and file.stat().st_size == len(content)
+        return is_so_long and file.read_bytes() == content
+    except OSError:  # another user's, say: as good as none
+        return False
 
 
 def _state(file: Path) -> list[int]:
@@ -154,16 +188,40 @@ def _parsed_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int,
     path = folder / MANIFEST
     if not path.is_file():
         raise ExportError(f"{folder} has no {MANIFEST}: not an export, or not a complete one")
+    damaged = ExportError(f"{path} is damaged; export again")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, files = manifest["version"], manifest["files"]
-        expected = {str(name): (int(of["size"]), str(of["sha256"])) for name, of in files.items()}
-        manifest["made_from"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ExportError(f"{path} is damaged; export again") from None
+        manifest = read_json(path)
+    except ValueError:
+        raise damaged from None
+    version, made_from, files = (manifest.get(key) for key in ("version", "made_from", "files"))
     if version != MANIFEST_VERSION:
-        raise ExportError(f"{path} has version {version}, not {MANIFEST_VERSION}; export again")
-    return dict(manifest), expected
+        raise ExportError(
+            f"{path} has version {shown(version)}, not {MANIFEST_VERSION}; export again"
+        )
+    if not isinstance(made_from, dict) or not isinstance(files, dict):
+        raise damaged
+    if not all(isinstance(part, str) for part in made_from.values()):
+        raise damaged
+    if manifest.get("key") != export_key(made_from):
+        raise damaged
+    if not files:
+        raise ExportError(f"{path} lists no files: not an export; export again")
+    expected = {}
+    for name, entry in files.items():
+        match entry:
+            case {"size": int(size), "sha256": str(digest)} if _is_file_name(name):
+                if size < 0 or isinstance(size, bool) or not _SHA256.fullmatch(digest):
+                    raise damaged
+                expected[name] = size, digest
+            case _:
+                raise damaged
+    return manifest, expected
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a manifest may list it: a plain name in the folder, and none of the store's own."""
+    is_plain = name.isprintable() and len(name.encode()) <= 255 and Path(name).name == name
+    return is_plain and not name.startswith(".") and name not in ("", MANIFEST, CHECKED)
 
 
 def _check_content(file: Path, digest: str) -> None:
@@ -175,6 +233,15 @@ def _damaged(file: Path) -> ExportError:
     return ExportError(f"{file} is damaged: it is not what was exported; export again")
 
 
+def _remove(path: Path) -> None:
+    """Remove what is there, of whatever kind, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 def _remove_debris(root: Path, key: str) -> None:
     """Remove what killed builds left; what is being built now is locked. `key`'s lock is held."""
     from filelock import FileLock, Timeout
@@ -182,18 +249,20 @@ def _remove_debris(root: Path, key: str) -> None:
     for draft in root.glob(".building-*"):
         other = draft.name.split("-")[1]
         if other == key:
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
             continue
         try:
             with FileLock(root / f".{other}.lock", timeout=0):
-                shutil.rmtree(draft, ignore_errors=True)
+                _remove(draft)
         except Timeout:
             continue
 
 
-def _is_intact(folder: Path, large_files: bool) -> bool:
+def _is_intact(folder: Path, parts: Mapping[str, str], large_files: bool) -> bool:
+    """Whether the export there is whole, and the one for `parts`: folders may be moved about."""
     try:
-        read_manifest(folder)
+        if read_manifest(folder)["made_from"] != dict(parts):
+            return False
         if large_files:
             check_large_files(folder)
     except ExportError:
@@ -205,8 +274,14 @@ def _write_manifest(folder: Path, parts: Mapping[str, str]) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
     }
-    manifest = {"version": MANIFEST_VERSION, "made_from": dict(parts), "files": files}
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "key": export_key(parts),
+        "made_from": dict(parts),
+        "files": files,
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -239,12 +314,11 @@ def _explained(root: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Building also reads, elsewhere: that is not for this to explain.
-        if error.filename is not None:
-            place = Path(error.filename)
-            if not (place.is_relative_to(root) or root.is_relative_to(place)):
-                raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Building also reads, elsewhere: that is not for this to explain. A copy names both files.
+        places = [Path(n) for n in (error.filename, error.filename2) if isinstance(n, str)]
+        if places and not any(p.is_relative_to(root) or root.is_relative_to(p) for p in places):
+            raise
+        if error.errno in _NO_SPACE:
             raise ExportError(
                 f"no space left for an export of about {needed / 1e6:,.0f} MB in {root}: free "
                 'some, or pass home_path="a folder on another disk"'
