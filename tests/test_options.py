@@ -276,12 +276,12 @@ LOADING = [*LoadingOptions.__annotations__, "name_or_path"]
 @given(options=hostile.sets(LOADING))
 def test_any_values_of_loading(options: dict[str, Any]):
     """The same, before anything is loaded; what is right is told that there is no such folder."""
-    given = {"name_or_path": "/there/is/no/folder", **options}
-    if given["name_or_path"] is None:  # whatever there is
+    keywords = {"name_or_path": "/there/is/no/folder", **options}
+    if keywords["name_or_path"] is None:  # that means whatever there is
         return
     names = [*options, "unknown model", "no folder", "downloaded", "repository"]
     with pytest.raises((TypeError, ValueError, OSError)) as raised:
-        CodeGenerator.from_pretrained(**given)
+        CodeGenerator.from_pretrained(**keywords)
     hostile.check_line(raised.value, names)
     load = {name: options[name] for name in options if name in LoadOptions.__annotations__}
     with contextlib.suppress(TypeError, ValueError):

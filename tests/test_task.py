@@ -14,11 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hostile
+import numpy as np
 import paddle
 import pytest
 from byte_tokenizer import write_byte_tokenizer
 from checkpoints import TINY, write_paddle, write_safetensors, write_torch
 from file_server import serving
+from hypothesis import given, settings
 from random_models import spread_tensors, write_model
 
 from paddlenlp_codegen_task import CodeGenerator, GenerationConfig, register
@@ -26,6 +29,7 @@ from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.export.store import ExportError
 from paddlenlp_codegen_task.model.hub import DownloadError
 from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, SALESFORCE_MODELS
+from paddlenlp_codegen_task.options import option_names
 from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION
 
 CONFIG = dataclasses.replace(TINY, vocab_size=257, n_positions=256)
@@ -330,6 +334,19 @@ BAD_CONSTRUCTION = [
     ({"from_hf_hub": True}, ValueError, "from_hf_hub=True: the built-in model is not on the hub"),
     ({"is_static_model": True, "task_path": None}, ValueError, "is_static_model=True needs"),
     ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
+    ({"num_threads": True}, TypeError, "num_threads must be an integer, got True"),
+    ({"device_id": "x"}, TypeError, "device_id must be an integer, got 'x'"),
+    ({"device_id": True}, TypeError, "device_id must be an integer, got True"),
+    ({"device_id": -2}, ValueError, "device_id must be at least -1, got -2"),
+    ({"device_id": 3}, ValueError, "device_id (3) has no effect: this Paddle runs on 'cpu'"),
+    ({"device_id": -1, "device": "cpu"}, ValueError, "pass device or device_id, not both: got 'cp"),
+    ({"static_mode": "no"}, TypeError, "static_mode must be True or False, got 'no'"),
+    ({"from_hf_hub": np.array([1, 2])}, TypeError, "from_hf_hub must be True or False"),
+    ({"is_static_model": "no"}, TypeError, "is_static_model must be True or False, got 'no'"),
+    ({"logprobs": 3}, ValueError, "logprobs has no effect with Taskflow, whose answers are texts"),
+    ({"num_beams": 6}, ValueError, "num_beams has no effect with decode_strategy='sampling'"),
+    ({"n": 2}, TypeError, "unknown option 'n'; use num_return_sequences"),
+    ({"use_faster": True}, TypeError, "unknown option 'use_faster'"),
     ({"taskpath": "./x"}, TypeError, "unknown option 'taskpath'; did you mean 'task_path'?"),
     ({"static_model": True}, TypeError, "unknown option 'static_model'"),
 ]
@@ -362,6 +379,51 @@ def test_bad_options_of_a_task(
         taskflow(model="builtin", home_path=str(tmp_path), **options)
     assert named in one_line(raised)
     assert not list(tmp_path.iterdir())  # told before anything is exported
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"home_path": 0}, "home_path must be a folder's path, got 0"),
+        ({"home_path": "~nosuchuser"}, "home_path: '~nosuchuser': there is no such home"),
+        ({"task_path": 3}, "task_path must be a folder's path or a repository's name, got 3"),
+        ({"task_path": b"x"}, "task_path must be a folder's path or a repository's name, got b'x'"),
+        ({"task_path": ""}, "task_path must not be empty"),
+        ({"task_path": "a\0"}, "task_path: a path cannot hold a null character"),
+        ({"task_path": "x" * 300}, "task_path: a path may have 4095 bytes, each name in it 255"),
+        ({"task_path": "gpt2"}, "unknown model 'gpt2': There is no folder of this name either"),
+    ],
+    ids=str,
+)
+def test_paths_that_are_none(taskflow: Callable[..., Any], options: Any, named: str) -> None:
+    with pytest.raises((TypeError, ValueError, OSError)) as raised:
+        taskflow(**options)
+    assert named in one_line(raised)
+
+
+def test_logprobs_have_no_place_in_an_answer(codegen: Any) -> None:
+    with pytest.raises(ValueError, match=r"^logprobs has no effect with Taskflow"):
+        codegen("x", logprobs=2)
+    assert codegen("x", logprobs=None, **GREEDY)
+
+
+# What Taskflow takes itself, `model` and `mode`, is its own to check.
+TASK_OPTIONS = [*option_names(), "task_path", "is_static_model", "device_id"]
+
+
+@settings(max_examples=600, deadline=None)
+@given(options=hostile.sets(TASK_OPTIONS))
+def test_any_values_of_a_task(options: dict[str, Any]) -> None:
+    from paddlenlp import Taskflow
+
+    missing = "/there/is/no/folder"
+    keywords = {"task_path": missing, **options}
+    if keywords["task_path"] is None:  # that means whatever there is
+        keywords["task_path"] = missing
+    with pytest.raises((TypeError, ValueError, OSError)) as raised:
+        Taskflow("code_generation", **keywords)
+    names = [*options, "unknown model", "task_path", "downloaded", "repository"]
+    hostile.check_line(raised.value, names)
 
 
 @pytest.mark.parametrize(
