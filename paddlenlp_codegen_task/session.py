@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.files import MOST_BYTES, read_json, write_file
 from paddlenlp_codegen_task.options import GenerationOptions
 from paddlenlp_codegen_task.requests import PromptTooLong
 
@@ -98,19 +99,25 @@ class Session:
         del self.turns[-turns:]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the turns to a JSON file; `CodeGenerator.session(path)` goes on from it."""
-        path = Path(path)
-        content = {
-            "version": VERSION,
-            "model": self._model,
-            "turns": [asdict(turn) for turn in self.turns],
-        }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        """Write the turns to a JSON file; `CodeGenerator.session(path)` goes on from it.
+
+        A file that is there is replaced by a rename, whole or not at all, and keeps its
+        permissions; a symbolic link stays, and what it points to is replaced.
+
+        Raises:
+            OSError: the file cannot be written; one that is there stays as it was.
+            TypeError, ValueError: `path` is no path, or of something other than a regular file.
+        """
+        file = _checked_path(path)
+        turns = [asdict(turn) for turn in self.turns]
+        content = {"version": VERSION, "model": self._model, "turns": turns}
+        text = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8")
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"the session has {len(text):,} bytes, a file {MOST_BYTES:,} at most")
         try:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            write_file(file, text)
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from None
 
 
 def read_turns(path: str | os.PathLike[str], model: dict[str, Any]) -> list[Turn]:
@@ -118,20 +125,38 @@ def read_turns(path: str | os.PathLike[str], model: dict[str, Any]) -> list[Turn
 
     Raises:
         OSError: the file cannot be read.
+        TypeError: `path` is no path.
         ValueError: it is no saved session, or one of another model than `model`.
     """
+    file = _checked_path(path)
+    no_session = "path: not a saved session: "
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        version, saved = content["version"], content["model"]
-        turns = [Turn(one["specification"], one["program"]) for one in content["turns"]]
-        if not all(isinstance(text, str) for turn in turns for text in asdict(turn).values()):
-            raise TypeError("a turn is not text")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"path: {os.fspath(path)} is not a saved session ({error!r})") from None
-    if version != VERSION:
-        raise ValueError(f"path: {os.fspath(path)} has format {version}, this package {VERSION}")
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(no_session + str(error)) from None
+    version, saved, listed = (content.get(key) for key in ("version", "model", "turns"))
+    if type(version) is int and version != VERSION:
+        raise ValueError(f"path: {file} has format {checks.shown(version)}, this package {VERSION}")
+    if type(version) is not int or not isinstance(saved, dict) or not isinstance(listed, list):
+        raise ValueError(f"{no_session}{file} lacks a version, a model or turns")
+    turns = [_turn(one, f"{no_session}{file}: turn {n}") for n, one in enumerate(listed, 1)]
     if saved != model:
-        names = [one.get("name") if isinstance(one, dict) else one for one in (saved, model)]
-        other = f"{names[0]}; this is {names[1]}" if names[0] != names[1] else "of other sizes"
-        raise ValueError(f"path: {os.fspath(path)} was saved with another model, {other}")
+        name, ours = checks.shown(saved.get("name")), checks.shown(model["name"])
+        other = f"{name}; this is {ours}" if name != ours else "of other sizes"
+        raise ValueError(f"path: {file} was saved with another model, {other}")
     return turns
+
+
+def _checked_path(path: object) -> Path:
+    return checks.path("path", path, "a file's path")
+
+
+def _turn(values: object, where: str) -> Turn:
+    match values:
+        case {"specification": str(specification), "program": str(program)}:
+            try:
+                (specification + program).encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"{where} holds a lone surrogate, not valid Unicode") from None
+            return Turn(specification, program)
+    raise ValueError(f"{where} must have a specification and a program, which are texts")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+import random
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from engine_probe import steps_of
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.session import Turn
 
 OPTIONS: dict[str, Any] = {"max_length": 20, "seed": 3}
 LINES = "\n".join(f"value_{n} = read({n})" for n in range(40)) + "\n"
@@ -123,22 +128,85 @@ def test_a_session_that_outgrows_the_context_is_still_usable(builtin: CodeGenera
     session.turn("y = 2", **OPTIONS)
 
 
+DAMAGED = {
+    "nothing": "",
+    "an empty object": "{}",
+    "no JSON": "not json",
+    "a list": "[]",
+    "lists": "[" * 100_000,
+    "objects": '{"turns":' * 100_000,
+    "deep turns": '{"version": 1, "model": {}, "turns": ' + "[" * 900 + "]" * 900 + "}",
+    "a number beyond floats": '{"version": 1e999, "model": {}, "turns": []}',
+    "NaN": '{"version": NaN, "model": {}, "turns": []}',
+    "a long number": '{"version": %s, "model": {}, "turns": []}' % ("9" * 5000),
+    "a version of another kind": '{"version": true, "model": {}, "turns": []}',
+    "a version with a point": '{"version": 1.0, "model": {}, "turns": []}',
+    "a line break": '{"version": 1, "model": {"name": "a\nb"}, "turns": []}',
+    "NUL": '{"version": 1, "model": {}, "turns": []}\0',
+    "no model": '{"version": 1, "model": [], "turns": []}',
+    "turns of another kind": '{"version": 1, "model": {}, "turns": {"specification": "x"}}',
+    "no program": '{"version": 1, "model": {}, "turns": [{"program": ""}]}',
+    "a program of another kind": (
+        '{"version": 1, "model": {}, "turns": [{"specification": "x", "program": null}]}'
+    ),
+    "a turn that is a text": '{"version": 1, "model": {}, "turns": ["specification"]}',
+    "half a character": (
+        '{"version": 1, "model": {}, "turns": [{"specification": "\\ud800", "program": ""}]}'
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_session_is_one_line(builtin: CodeGenerator, tmp_path: Path, case: str):
+    file = tmp_path / "session.json"
+    file.write_text(DAMAGED[case], encoding="utf-8")
+    assert str(file) in one_line(lambda: builtin.session(file), "^path: not a saved session: ")
+
+
+def one_line(call: Callable[[], object], match: str) -> str:
+    with pytest.raises((ValueError, TypeError), match=match) as caught:
+        call()
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert len(message) < 800
+    return message
+
+
+def test_bytes_that_are_no_session(builtin: CodeGenerator, tmp_path: Path):
+    file = tmp_path / "session.json"
+    session = builtin.session()
+    session.turn("x = 1", **OPTIONS)
+    session.save(file)
+    saved = file.read_bytes()
+    rng = random.Random(0)
+    for case in range(300):
+        damaged = bytearray(saved)
+        damaged[rng.randrange(len(saved))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged[: rng.randrange(len(saved)) if case % 2 else None])
+        message = "path: "
+        try:
+            assert len(builtin.session(file).turns) == 1  # a letter of a text has changed
+        except ValueError as error:
+            message = str(error)
+        assert message.startswith("path: ")
+        assert message.splitlines() == [message]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "is not a saved session"),
-        ("not json", "is not a saved session"),
         (
             '{"version": 1, "model": {"name": "x"}, "turns": []}',
-            "saved with another model, x; this is builtin$",
+            "saved with another model, 'x'; this is 'builtin'$",
         ),
-        ('{"version": 1, "model": {"name": "builtin"}, "turns": []}', "model, of other sizes$"),
         (
-            '{"version": 1, "model": {}, "turns": [{"specification": "x", "program": null}]}',
-            "is not a saved session",
+            '{"version": 1, "model": {"name": "a\\nb\\u2028"}, "turns": []}',
+            "another model, 'a..b..?.*'; this is",
         ),
-        ('{"version": 9, "model": {}, "turns": []}', "has format 9, this package 1"),
-        ('{"version": 1, "model": {}, "turns": [{"program": ""}]}', "is not a saved session"),
+        ('{"version": 1, "model": {"name": [[[1]]]}, "turns": []}', "another model, .*; this is"),
+        ('{"version": 1, "model": {"name": "builtin"}, "turns": []}', "model, of other sizes$"),
+        ('{"version": 9, "pages": []}', "has format 9, this package 1"),
+        ('{"version": %s, "model": {}, "turns": []}' % ("9" * 4000), "has format an integer of"),
     ],
 )
 def test_files_that_are_no_session_of_this_model(
@@ -146,10 +214,73 @@ def test_files_that_are_no_session_of_this_model(
 ):
     file = tmp_path / "session.json"
     file.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        builtin.session(file)
+    one_line(lambda: builtin.session(file), message)
     with pytest.raises(FileNotFoundError):
         builtin.session(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("path", [3, b"a", [], object(), "", "a\0b", "~nosuchuser/a", "a" * 300])
+def test_paths_that_are_none(builtin: CodeGenerator, path: Any):
+    one_line(lambda: builtin.session(path), "^path")
+    one_line(lambda: builtin.session().save(path), "^path")
+
+
+def test_only_regular_files_are_read_and_replaced(builtin: CodeGenerator, tmp_path: Path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # reading it would wait for ever
+    (tmp_path / "link").symlink_to(fifo)
+    for path in (fifo, tmp_path, tmp_path / "link"):
+        before = path.lstat()
+        one_line(lambda path=path: builtin.session(path), "^path: .* is not a regular file")
+        one_line(lambda path=path: builtin.session().save(path), "^path: .* is not a regular file")
+        assert path.lstat().st_ino == before.st_ino
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link"]
+
+
+def test_saving_follows_no_link_that_was_planted(builtin: CodeGenerator, tmp_path: Path):
+    victim, file = tmp_path / "victim", tmp_path / "session.json"
+    victim.write_text("mine")
+    # Where sessions were written to first, before names were random.
+    (tmp_path / f"session.json.{os.getpid()}.partial").symlink_to(victim)
+    builtin.session().save(file)
+    assert victim.read_text() == "mine"
+    assert builtin.session(file).turns == []
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_saving_keeps_a_files_mode_and_a_link_to_it(builtin: CodeGenerator, tmp_path: Path):
+    file, link = tmp_path / "session.json", tmp_path / "link"
+    builtin.session().save(file)
+    link.symlink_to(file)
+    for mode in (0o600, 0o640):
+        file.chmod(mode)
+        builtin.session().save(link)
+        assert link.is_symlink()
+        assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert sorted(os.listdir(tmp_path)) == ["link", "session.json"]
+
+
+def test_a_session_that_cannot_be_saved_leaves_the_old_one(
+    builtin: CodeGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "session.json"
+    builtin.session().save(file)
+    session = builtin.session()
+    session.turn("x = 1", **OPTIONS)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            session.save(file)
+    with pytest.raises(FileNotFoundError):
+        session.save(tmp_path / "none" / "session.json")
+    session.turns.append(Turn("x" * 2**24, ""))
+    one_line(lambda: session.save(file), "the session has .* bytes, a file 16,777,216 at most")
+    assert builtin.session(file).turns == []
+    assert os.listdir(tmp_path) == ["session.json"]
 
 
 def test_prefix_cache_bytes_is_checked(home_path: Path):
