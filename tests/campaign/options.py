@@ -36,7 +36,11 @@ MOST_MEMORY = 12 << 30  # of address space: what takes more is a failure, not th
 _PROMPTS = ["'def f(x):'", "['x = 1', '# y']", "['a'] * 5", "''", "[]", "['']", "'x ' * 5000"]
 _UNKNOWN = ["max_lenght", "max_tokens", "stop_sequences", "n", "temp", "mode", "é", "a\nb"]
 # What an error may call an option, beside its name.
-CALLED = {"name_or_path": ("task_path", "folder", "model"), "prompts": ("prompt",)}
+CALLED = {
+    "name_or_path": ("task_path", "folder", "model"),
+    "task_path": ("folder", "model"),
+    "prompts": ("prompt",),
+}
 
 
 def draw(random: Random) -> dict[str, Any]:

@@ -305,7 +305,7 @@ class Attacker:
 
 
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
-_HARMLESS = {"object.__getattr__", "sys._getframe"}
+_HARMLESS = {"object.__getattr__", "sys._getframe", "builtins.id"}
 
 
 def _memory(reset: bool = False) -> int:

@@ -14,7 +14,7 @@ from .outcomes import Outcome, check
 FLOOR = 1000
 LIMIT = 10.0
 
-_OF_TASKFLOW = ["device_id", "is_static_model", "task_path", "model", "from_hf_hub", "home_path"]
+_OF_TASKFLOW = ["device_id", "is_static_model", "task_path", "from_hf_hub", "home_path"]
 _DEVICES = ["-1", "0", "1", "'x'", "3", "True", "None", "-2", "2**64", "[0]"]
 
 
@@ -54,9 +54,8 @@ class Attacker:
             import paddlenlp_codegen_task  # noqa: F401  registers the task
 
             wanted = {"device_id": -1, "home_path": self._home, "max_length": 4, **keywords}
-            if "model" not in wanted:
-                wanted.setdefault("task_path", str(self._model))
-            task = Taskflow("code_generation", **wanted)
+            # The model's name is for PaddleNLP to check, before it comes here.
+            task = Taskflow("code_generation", **{"task_path": str(self._model), **wanted})
             try:
                 found = task(prompts, **call)
             finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .outcomes import Outcome, check
 
-FLOOR = 2000
+FLOOR = 1000
 LIMIT = 10.0
 
 LONGEST = 100_000  # characters
