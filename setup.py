@@ -1,6 +1,11 @@
 """Installs paddlenlp_codegen_task; the pins are what makes `import paddlenlp` work today."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
 
 # aistudio_sdk.hub.download is gone since 0.3; pyarrow 21 wants NumPy 2 and PaddleNLP NumPy 1.26
 # (PaddleNLP issues 10781, 11133, 10809).
@@ -28,14 +33,69 @@ PADDLE26 = [
     "scikit-learn<1.7",
 ]
 
+
+def version() -> str:
+    """What the package says of itself; importing it would need what is yet to be installed."""
+    source = (HERE / "paddlenlp_codegen_task" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.M)
+    assert found is not None
+    return found[1]
+
+
+def long_description() -> str:
+    """The README for an index page, where a link to a file beside it would lead nowhere.
+
+    Such links become the names of the files, which the source distribution holds; those within the
+    page and to other hosts stay.
+    """
+
+    def name_of(link: re.Match[str]) -> str:
+        text, path = link[1], link[2].partition("#")[0]
+        if not path or "://" in path:
+            return link[0]
+        return f"`{path}`" if text == path else f"{text} (`{path}`)"
+
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", name_of, readme)
+
+
 setup(
     name="paddlenlp_codegen_task",
-    version="0.1.0",
+    version=version(),
     description="Fast CodeGen code completion as a PaddleNLP Taskflow plugin",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    keywords=[
+        "code completion",
+        "code generation",
+        "CodeGen",
+        "large language model",
+        "PaddleNLP",
+        "PaddlePaddle",
+        "ONNX Runtime",
+        "Taskflow",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "License :: OSI Approved :: Apache Software License",
+        "Natural Language :: Chinese (Simplified)",
+        "Natural Language :: English",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Code Generators",
+        "Typing :: Typed",
+    ],
+    # What it plugs into, and what it runs.
+    project_urls={
+        "PaddleNLP": "https://github.com/PaddlePaddle/PaddleNLP",
+        "CodeGen": "https://github.com/salesforce/CodeGen",
+    },
+    # The one that the tests run on: the pinned packages end with others.
+    python_requires=">=3.11,<3.12",
     packages=find_packages(include=["paddlenlp_codegen_task", "paddlenlp_codegen_task.*"]),
     package_data={"paddlenlp_codegen_task": ["py.typed", "builtin/*"]},
     install_requires=[

@@ -11,6 +11,8 @@ from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.registry import register, register_on_import
 from paddlenlp_codegen_task.requests import Completion
 
+__version__ = "0.1.0"
+
 __all__ = ["CodeGenerator", "Completion", "GenerationConfig", "register"]
 
 register_on_import()

@@ -444,6 +444,13 @@ def test_engine(
     assert "memory" not in results
 
 
+def test_start(run: Callable[..., None], tmp_path: Path) -> None:
+    run("start.py", "--out", tmp_path, "--rounds", 1)
+    results = only_json(tmp_path)
+    assert results["CodeGenerator"]["text"] == results["Taskflow"]["text"] != ""
+    assert results["Taskflow"]["processor_seconds"] > results["CodeGenerator"]["processor_seconds"]
+
+
 def test_hello_world(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     """With the best model that is here: without a network that is the built-in one."""
     runpy.run_path(str(ROOT / "examples" / "hello_world.py"), run_name="__main__")

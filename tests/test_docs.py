@@ -13,7 +13,10 @@ import doctest
 import inspect
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,16 @@ from paddlenlp_codegen_task.runtime.base import StepOutput
 from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGLISH = ["README.md", "docs/models.md", "docs/static_graph.md", "docs/truncation.md"]
-ENGLISH += ["docs/builtin_model.md", "docs/decoding.md", "docs/engine.md"]
+INDEX = "docs/README.md"  # in both languages at once
+ENGLISH = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+ENGLISH += sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "docs").glob("*.md")
+    if not path.name.endswith("_cn.md") and path.name != "README.md"
+)
 PAIRS = [(page, page.replace(".md", "_cn.md")) for page in ENGLISH]
 READMES = ["README.md", "README_cn.md"]
-PAGES = [*(page for pair in PAIRS for page in pair), "docs/README.md"]
+PAGES = [*(page for pair in PAIRS for page in pair), INDEX]
 
 
 @dataclass
@@ -180,7 +188,50 @@ def test_links_resolve(name: str):
 def test_languages_link_to_each_other(english: str, chinese: str):
     for name, other in ((english, chinese), (chinese, english)):
         assert f"]({Path(other).name})" in read(name).prose.split("\n\n")[1]
-        assert Path(name).name in (ROOT / "docs/README.md").read_text(encoding="utf-8")
+        if name.startswith("docs/"):
+            assert f"]({Path(name).name})" in (ROOT / INDEX).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "language"),
+    [
+        ("README.md", "Page", 0),
+        ("README_cn.md", "页面", 1),
+    ],
+)
+def test_every_page_is_in_the_readme(name: str, header: str, language: int):
+    listed = [re.search(r"\]\((.+)\)", page)[1] for page in table(name, header)]
+    assert sorted(listed) == sorted(pair[language] for pair in PAIRS[1:])
+
+
+@pytest.mark.parametrize("name", [*PAGES, "training/README.md", "Makefile"])
+def test_commands_know_their_options(name: str):
+    """Every script that a page or the Makefile calls is there, with the options it is given."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for script, arguments in re.findall(r"python ((?:benchmarks|training)/\S+\.py)([^`\n]*)", text):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<!\S)--[\w-]+", arguments):
+            assert f'"{option}"' in source, f"{name}: {script} has no {option}"
+
+
+def test_lines_that_others_print_are_silenced(home_path: Path, tmp_path: Path):
+    """By the block of the page: nothing is left on standard error, once there is an export."""
+    [block] = [
+        code for _, code in read("docs/models.md").code("python") if "filterwarnings" in code
+    ]
+    program = f"""{block}
+import paddlenlp_codegen_task
+from paddlenlp import Taskflow
+print(Taskflow("code_generation", model="builtin", max_length=4, seed=0)("def f(x):"))
+"""
+    environment = {**os.environ, "PPNLP_HOME": str(home_path)}
+    for _ in range(2):
+        ran = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert ran.stdout.startswith("['")
+    assert ran.stderr == ""
 
 
 @pytest.mark.parametrize(("name", "header"), zip(READMES, ["Option", "参数"], strict=True))

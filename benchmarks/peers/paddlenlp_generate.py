@@ -49,13 +49,14 @@ class PaddleNLP:
 
 
 def prepare(checkpoint: Path, folder: Path, precision: str) -> None:
-    """Save in Paddle's own layout, where the weights of linear layers are transposed."""
+    """Save as Paddle has it: in float32, the weights of linear layers transposed."""
     values = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     model = CodeGenForCausalLM(CodeGenConfig(**values))
     state = {}
     for path in checkpoint.glob("*.safetensors"):
         for name, value in load_file(path).items():
             is_linear = name.endswith(".weight") and name.split(".")[-2] in LINEAR
+            value = value.astype("float32")
             state[name] = paddle.to_tensor(value.T if is_linear else value)
     missing, unexpected = model.set_state_dict(state)
     unexpected = [name for name in unexpected if "attn.masked_bias" not in name]

@@ -93,6 +93,42 @@ def test_greedy_tokens(request: pytest.FixtureRequest, pair: Pair, penalty: floa
         assert any(min_length <= length < 64 for length in lengths)
 
 
+@pytest.mark.parametrize("pair", ["never ends"], indirect=True)
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_scores(pair: Pair, penalty: float):
+    """The same while sampling; by greedy search PaddleNLP averages logits, we log-probabilities."""
+    prompt = "def f(x):"
+    token_ids = pair.generator.tokenizer.encode(prompt)
+    found = {}
+    for way in ("sampling", "greedy_search"):
+        options = {"decode_strategy": way, "top_k": 1, "repetition_penalty": penalty}
+        [[ours]] = pair.generator.generate(prompt, max_length=8, output_scores=True, **options)
+        tokens, score = pair.theirs.generate(
+            paddle.to_tensor([token_ids]),
+            max_new_tokens=8,
+            temperature=0.6,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            **options,
+        )
+        assert tokens[0].tolist() == list(ours.token_ids)
+        found[way] = ours.score, float(score[0, 0])
+    assert found["sampling"][0] == pytest.approx(found["sampling"][1], abs=1e-4)
+    assert found["greedy_search"][0] == pytest.approx(found["sampling"][0], abs=1e-4)
+
+    # Theirs of greedy search, from the logits of one pass over prompt and completion.
+    whole = pair.theirs(paddle.to_tensor([token_ids + list(ours.token_ids)]))
+    logits = (whole[0] if isinstance(whole, tuple) else whole)[0].numpy()[len(token_ids) - 1 : -1]
+    chosen = []
+    for step, (row, token) in enumerate(zip(logits, ours.token_ids, strict=True)):
+        value = row[token]
+        if token in token_ids or token in ours.token_ids[:step]:
+            value = value * penalty if value < 0 else value / penalty
+        chosen.append(value)
+    assert found["greedy_search"][1] == pytest.approx(np.mean(chosen), abs=1e-3)
+    assert abs(found["greedy_search"][1] - found["greedy_search"][0]) > 1
+
+
 # Steps of the generation below, each with logits and a next token of its own.
 STEPS = 4
 SAMPLING: list[dict[str, Any]] = [
