@@ -55,6 +55,17 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return values
 
 
+def is_file_name(name: object) -> bool:
+    """Whether a file of a folder may be called so: a name out of a file may lead anywhere."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()  # which a null character, a line break or half a character is not
+        and "\\" not in name
+        and 0 < len(name.encode()) <= 255
+        and Path(name).name == name != ".."
+    )
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Make a file, or replace one, by a rename: readers see the old content or the new.
 

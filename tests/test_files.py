@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from paddlenlp_codegen_task import files
-from paddlenlp_codegen_task.files import read_json, write_file
+from paddlenlp_codegen_task.files import is_file_name, read_json, write_file
 
 BROKEN = {
     "nothing": (b"", "not valid JSON"),
@@ -73,6 +73,27 @@ def test_reads_regular_files_of_bounded_size_only(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(files, "MOST_BYTES", 2)
     large.write_text("{}")
     assert read_json(large) == {}
+
+
+def test_names_of_files_in_a_folder():
+    for name in ("a", "a.b", "...", "model 1.safetensors", "权重", "é" * 127):
+        assert is_file_name(name)
+    wrong = [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "a/",
+        "a\\b",
+        "a\nb",
+        "a\0",
+        "\ud800",
+        "a" * 256,
+        "é" * 128,
+    ]
+    for name in (*wrong, None, 7, b"a", ["a"]):
+        assert not is_file_name(name)
 
 
 def mode(path: Path) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlenlp_codegen_task.checks import shown
-from paddlenlp_codegen_task.files import read_json, write_file
+from paddlenlp_codegen_task.files import is_file_name, read_json, write_file
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
@@ -209,7 +209,7 @@ def _parsed_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int,
     expected = {}
     for name, entry in files.items():
         match entry:
-            case {"size": int(size), "sha256": str(digest)} if _is_file_name(name):
+            case {"size": int(size), "sha256": str(digest)} if _may_list(name):
                 if size < 0 or isinstance(size, bool) or not _SHA256.fullmatch(digest):
                     raise damaged
                 expected[name] = size, digest
@@ -218,10 +218,9 @@ def _parsed_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int,
     return manifest, expected
 
 
-def _is_file_name(name: str) -> bool:
-    """Whether a manifest may list it: a plain name in the folder, and none of the store's own."""
-    is_plain = name.isprintable() and len(name.encode()) <= 255 and Path(name).name == name
-    return is_plain and not name.startswith(".") and name not in ("", MANIFEST, CHECKED)
+def _may_list(name: str) -> bool:
+    """Whether a manifest may list it: a file in the folder, and none of the store's own."""
+    return is_file_name(name) and not name.startswith(".") and name not in (MANIFEST, CHECKED)
 
 
 def _check_content(file: Path, digest: str) -> None:
@@ -274,7 +273,7 @@ def _write_manifest(folder: Path, parts: Mapping[str, str]) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
-        if not path.name.startswith(".")
+        if _may_list(path.name)
     }
     manifest = {
         "version": MANIFEST_VERSION,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paddlenlp_codegen_task.checks import line, shown
-from paddlenlp_codegen_task.files import MOST_BYTES, parse_json
+from paddlenlp_codegen_task.files import MOST_BYTES, is_file_name, parse_json
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.paddle_file import read_paddle_file
 from paddlenlp_codegen_task.model.safetensors_file import read_safetensors_file
@@ -196,9 +196,7 @@ def _read_index(file: BinaryIO, folder: Path) -> dict[str, list[str]]:
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
         # The file may be a link to anywhere, as in Hugging Face's cache; its name may not.
-        is_name = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
-        # Unlike Path's, os.path's function takes a name that is too long for one of no file.
-        if not is_name or not os.path.isfile(folder / shard):
+        if not is_file_name(shard) or not (folder / shard).is_file():
             raise CheckpointError(f"{shown(shard)}, for {line(name)}, is not a file of this folder")
         shards.setdefault(shard, []).append(name)
     return shards

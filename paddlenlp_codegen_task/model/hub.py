@@ -6,7 +6,6 @@ needs and in which order, and turns whatever goes wrong into one line that says 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -21,7 +20,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from paddlenlp_codegen_task.files import is_file_name, read_json
 from paddlenlp_codegen_task.model import names
+from paddlenlp_codegen_task.model.config import CodeGenConfig
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def fetch(name: str, *, from_hf_hub: bool = False, home: Path) -> Path:
     Raises:
         DownloadError: the name is unknown, no source in reach has the model, a transfer broke
             off (the next call resumes it), or the disk is full or not writable.
-        ValueError: with `from_hf_hub`, `name` cannot be a repository's.
+        ValueError: with `from_hf_hub`, `name` cannot be a repository's; what is there is no
+            CodeGen model.
     """
     if (found := cached(name, from_hf_hub=from_hf_hub, home=home)) is not None:
         return found
@@ -176,6 +178,7 @@ def _download(source: _Source) -> Path:
     config = next(filter(None, (_transfer(source, file) for file in names.CONFIG_FILES)), None)
     if config is None:
         raise _Lacking(f"{source.label} does not have it")
+    CodeGenConfig.from_folder(config.parent)  # before gigabytes of what cannot run
     for file in names.TOKENIZER_FILES:
         _transfer(source, file)
     weights = next(filter(None, (_transfer(source, file) for file in names.WEIGHT_FILES)), None)
@@ -226,10 +229,10 @@ def _shards(weights: Path) -> list[str]:
     if not weights.name.endswith(".index.json"):
         return []
     weight_map = _read_object(weights).get("weight_map")
-    shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    if not shards or any(Path(shard).name != shard for shard in shards):
+    shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not shards or not all(map(is_file_name, shards)):
         raise DownloadError(f"{weights} must name files in its own folder; delete it, try again")
-    return shards
+    return sorted(set(shards))
 
 
 def _complete(folder: Path) -> bool:
@@ -249,12 +252,9 @@ def _complete(folder: Path) -> bool:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise DownloadError(f"{path} is not a JSON object; delete it and try again")
-    return values
+        return read_json(path)
+    except ValueError as error:
+        raise DownloadError(f"{error}; delete it and try again") from None
 
 
 def _reach(source: _Source) -> None:

@@ -39,6 +39,8 @@ WEIGHT_FILES = (
 
 def explain_unknown(name: str) -> str:
     """One line for a `name` that is none of SALESFORCE_MODELS: the nearest one, and other ways."""
+    if "codegen2" in name.lower():
+        return f"unknown model {shown(name)}: CodeGen2 is not supported yet"
     close = difflib.get_close_matches(name, SALESFORCE_MODELS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (

@@ -241,7 +241,7 @@ def test_not_found(server: FileServer, home: Path, from_hf_hub: bool) -> None:
     assert f"{NAME} cannot be downloaded" in message
     assert "the Hugging Face hub does not have it" in message
     assert ("PaddleNLP's server does not have it" in message) is not from_hf_hub
-    assert 'model="builtin"' in message
+    assert 'or "builtin"' in message
 
 
 @both
@@ -258,11 +258,50 @@ def test_lacks_a_shard(server: FileServer, home: Path, from_hf_hub: bool) -> Non
         fetch(NAME, from_hf_hub=from_hf_hub, home=home)
 
 
-def test_an_index_cannot_leave_its_folder(server: FileServer, home: Path) -> None:
-    index = json.dumps({"weight_map": {"a": "../../x.bin"}}).encode()
+@pytest.mark.parametrize(
+    "shard", ["../../x.bin", "", "..", "a/b", "a\\b", "a\0b", "a\nb", "b" * 300, 7, None, [[]], {}]
+)
+def test_an_index_cannot_leave_its_folder(server: FileServer, home: Path, shard: object) -> None:
+    index = json.dumps({"weight_map": {"a": shard}}).encode()
     publish(server, False, {**SMALL, "model.safetensors.index.json": index})
-    with pytest.raises(DownloadError, match="must name files in its own folder"):
+    with pytest.raises(DownloadError, match="must name files in its own folder") as caught:
         fetch(NAME, home=home)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors.index.json", b"[" * 100_000, "nested too deeply; delete it and try"),
+        ("model.safetensors.index.json", b'{"weight_map": 1e999}', "beyond any float; delete it"),
+        ("model.safetensors.index.json", b"[]", "must hold a JSON object; delete it"),
+        ("model.safetensors.index.json", b"\xff", "not valid JSON: .*; delete it"),
+        ("config.json", b"[" * 100_000, "nested too deeply"),
+        ("config.json", json.dumps({**SIZES, "n_layer": 10**9}).encode(), "n_layer must be"),
+        ("config.json", json.dumps({**SIZES, "head_dim": 4}).encode(), "CodeGen2 is not supported"),
+        (
+            "config.json",
+            json.dumps({**SIZES, "auto_map": {}}).encode(),
+            "CodeGen2 is not supported",
+        ),
+    ],
+)
+def test_a_damaged_file_is_one_line_before_weights_are_asked_for(
+    server: FileServer, home: Path, file: str, content: bytes, message: str
+) -> None:
+    publish(server, False, {**SMALL, file: content, "model_state.pdparams": WEIGHTS})
+    with pytest.raises((DownloadError, ValueError), match=message) as caught:
+        fetch(NAME, home=home)
+    assert str(caught.value).splitlines() == [str(caught.value)]
+    assert not any(request.file == "model_state.pdparams" for request in server.requests)
+
+
+def test_a_home_that_is_a_loop_of_links(server: FileServer, home: Path) -> None:
+    home.symlink_to(home)
+    publish(server, False, {**SMALL, "model_state.pdparams": WEIGHTS})
+    with pytest.raises(DownloadError, match="cannot write to") as caught:
+        fetch(NAME, home=home)
+    assert "\n" not in str(caught.value)
 
 
 @both
@@ -332,6 +371,9 @@ def test_offline_switch(server: FileServer, home: Path, monkeypatch: pytest.Monk
 def test_unknown_name(server: FileServer, home: Path) -> None:
     with pytest.raises(DownloadError, match="did you mean 'Salesforce/codegen-2B-multi'"):
         fetch("Salesforce/codegen-2b-multi", home=home)
+    for name in ("Salesforce/codegen2-1B", "Salesforce/CodeGen25-7B-multi"):
+        with pytest.raises(DownloadError, match="CodeGen2 is not supported yet"):
+            fetch(name, home=home)
     assert cached("../../etc", home=home) is None
     with pytest.raises(ValueError, match="Repo id"):
         fetch("../../etc", from_hf_hub=True, home=home)
