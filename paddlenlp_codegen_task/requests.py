@@ -111,7 +111,7 @@ class Call:
         check_memory(model.runtime.cache, batch_size)
         self._check_results()
         self.batch = Batch(batch_size)
-        self._truncator = Truncator(config.truncation, config.stop or ())
+        self._truncator = Truncator.of(config.truncation, config.stop)
 
     def request(self, text: Any, number: int) -> Request:
         """Make a request of a prompt, the `number`-th of the call.
@@ -119,15 +119,15 @@ class Call:
         Raises:
             TypeError, ValueError: it is none, or does not fit the model or its memory.
         """
-        prompt = checked_prompt(text, number)
-        prompt_ids = self._encode(prompt, number)
+        prompt_ids = self._encode(checked_prompt(text, number), number)
+        scanner = self._truncator.scanner(text)  # which reads the prompt once, for all samples
         request = Request(
             prompt_ids,
             self._parameters,
             self.config.max_length,
             self.samples,
             self.batch,
-            lambda: StopChecker(self._model.tokenizer, self._truncator, prompt),
+            lambda: StopChecker(self._model.tokenizer, scanner.copy()),
             self._drafters,
             self._vocab_size,
             self._beams,

@@ -7,7 +7,7 @@ from paddlenlp_codegen_task.truncation import Truncator
 
 def check(preset: str, marked: str) -> None:
     """Assert that the completion ends there, whole or a character at a time, with any line end."""
-    for code in (marked, marked.replace("\n", "\r\n")):
+    for code in (marked, marked.replace("\n", "\r\n"), marked.replace("\n", "\r")):
         prompt, rest = code.split("«")
         kept, more = rest.split("»")
         truncator = Truncator(preset)

@@ -52,7 +52,7 @@ def request(
         max_length,
         samples,
         batch or Batch(10**6),
-        lambda: StopChecker(NoText(), Truncator(None)),
+        lambda: StopChecker(NoText(), Truncator(None).scanner()),
         lambda: list(drafters),
         vocab_size,
         None,

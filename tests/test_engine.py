@@ -44,7 +44,7 @@ def make(prompt: list[int], limit: int = 9, **options: Any) -> Request:
 def lasting(limit: int, **options: Any) -> Request:
     """A request that knows no end of text: it takes all its tokens."""
     one = request(VOCAB, [4, 7], max_length=limit, batch=Batch(1), **options)
-    one.stops = lambda: StopChecker(Letters(), Truncator(None))
+    one.stops = lambda: StopChecker(Letters(), Truncator(None).scanner())
     return one
 
 

@@ -73,10 +73,17 @@ def compiles(pattern: str) -> bool:
     return True
 
 
-generated = st.builds("".join, st.tuples(st.sampled_from(["", "", "(?m)", "(?i)", "(?s)"]), trees))
+def spelt(pattern: str) -> str:
+    """What may be a misspelt preset, as a regular expression."""
+    return f"(?:{pattern})" if re.fullmatch(r"[\w +#-]+", pattern, re.ASCII) else pattern
+
+
+flags = st.sampled_from(["", "", "(?m)", "(?i)", "(?s)"])
+generated = st.builds("".join, st.tuples(flags, trees)).map(spelt)
+literals = st.lists(st.sampled_from(FRAGMENTS).map(re.escape), min_size=1, max_size=4)
 patterns = st.one_of(
     st.just(DEFAULT_TRUNCATION),
-    st.lists(st.sampled_from(FRAGMENTS).map(re.escape), min_size=1, max_size=4).map("|".join),
+    literals.map("|".join).map(spelt),
     generated.filter(compiles),
     st.lists(generated.filter(compiles), min_size=1, max_size=3),
 )
@@ -148,8 +155,15 @@ def test_invalid_pattern(wrong: str | list[str], reason: str):
 def test_a_preset_s_name_alone_is_no_regex():
     assert Truncator("go").truncate("a go b") == "a go b"
     assert Truncator("(?:go)").truncate("a go b") == "a"
-    assert Truncator(["go"]).truncate("a go b") == "a"
     assert Truncator("gon?").truncate("a go b") == "a"
+
+
+@pytest.mark.parametrize("word", ["Python", "py", "js", "c++", "C", "rust", "objective-c", "c#"])
+def test_a_word_is_no_regex_as_it_may_be_a_misspelt_preset(word: str):
+    for wrong in (word, ["\n\n", word]):
+        with pytest.raises(ValueError, match=r"^truncation: .* is no preset \(python, java, "):
+            Truncator(wrong)
+    assert Truncator("(?:rust)").truncate("a rust b") == "a"
 
 
 def test_wrong_type_names_the_presets():
@@ -195,7 +209,7 @@ def test_stop_without_truncation_is_shown_up_to_what_may_be_one():
     assert scanner.feed("nd") == "a  stem \n"
 
 
-@pytest.mark.parametrize("wrong", [5, None, b"x", ["a", 3], {"a"}, re.compile("x")])
+@pytest.mark.parametrize("wrong", [5, b"x", ["a", 3], {"a"}, re.compile("x")])
 def test_stop_of_a_wrong_type(wrong: object):
     with pytest.raises(TypeError, match=r"^stop must be a string or a list of them, got "):
         Truncator(None, wrong)  # type: ignore[arg-type]
@@ -203,7 +217,7 @@ def test_stop_of_a_wrong_type(wrong: object):
 
 @pytest.mark.parametrize("wrong", ["", ["a", ""]])
 def test_an_empty_stop(wrong: str | list[str]):
-    with pytest.raises(ValueError, match=r"^stop: .* holds an empty string"):
+    with pytest.raises(ValueError, match=r"^stop: holds an empty string"):
         Truncator("c", wrong)
 
 
@@ -218,7 +232,7 @@ def test_second_match(text: str, position: int | None):
 
 ATOMIC = [
     (r"\n(?>#+)x", "a\n##", None),
-    ("(?>ab.z|a)b", "xab", "cdef"),  # of "xabbz" it is no match
+    ("(?>ab.z|a)b", "xab", None),  # of "xabbz" it is no match
     (["(?>a(?!.*z)|ab)c", "d"], "abcd", None),
 ]
 
@@ -282,7 +296,7 @@ def test_a_decision_is_never_changed_by_more_text(pattern: str | list[str], piec
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.text("ab#\n", min_size=1, max_size=4), min_size=1, max_size=4), texts)
 def test_literals_are_decided_at_the_first_chance(literals: list[str], pieces: list[str]):
-    pattern = "|".join(map(re.escape, literals))
+    pattern = spelt("|".join(map(re.escape, literals)))
     text = "".join(pieces)
     assume("z" not in text)
     truncator = Truncator(pattern)
@@ -318,3 +332,78 @@ def test_default_is_decided_at_the_first_chance(pieces: list[str]):
         kept = truncator.truncate(scanner.text)
         changes = any(truncator.truncate(scanner.text + one) != kept for one in continuations)
         assert (fed is None) == changes
+
+
+@pytest.mark.parametrize("stop", ["a" * 50_000 + "b", ["ab" * n for n in range(1, 300)]])
+def test_long_stop_strings_cut_before_the_first(stop: str | list[str]):
+    truncator = Truncator(None, stop)
+    text = "a" * 60_000
+    assert truncator.truncate(text + "bc") == (text[:10_000] if isinstance(stop, str) else text[1:])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=5) | st.just("b" * 70), min_size=1, max_size=5),
+    st.lists(st.text("abc", max_size=5) | st.just("b" * 69), max_size=9),
+)
+def test_stop_strings_cut_and_decide_as_their_definition_says(stop: list[str], pieces: list[str]):
+    truncator = Truncator(None, stop)
+    scanner, text = truncator.scanner(), ""
+    for piece in pieces:
+        decided, text = scanner.feed(piece), text + piece
+        found = [text.find(one) for one in stop]
+        first = min((at for at in found if at >= 0), default=len(text))
+        begun = [n for n in range(first) if any(one.startswith(text[n:]) for one in stop)]
+        earliest = min(begun, default=first)
+        assert scanner.settled == text[:earliest]
+        assert decided == (text[:first] if earliest == first < len(text) else None)
+        assert truncator.truncate(text) == text[:first]
+
+
+def test_the_same_rules_are_compiled_once():
+    assert Truncator.of(["a|b", "\n"], ["c"]) is Truncator.of(("a|b", "\n"), ("c",))
+    assert Truncator.of("python", None) is not Truncator.of("python", "c")
+    with pytest.raises(TypeError, match=r"^truncation must be "):
+        Truncator.of([["a"]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, DEFAULT_TRUNCATION])
+def test_a_copy_goes_on_by_itself(preset: str):
+    prompt = "function f() {\n  if (a) {\n" if preset != "python" else "def f():\n    if a:\n"
+    scanner = Truncator(preset, ["zz"]).scanner(prompt)
+    alone = scanner.copy().feed("    x } z z")
+    scanner.copy().feed('"""/* {{{ ((( `${ <a>')
+    scanner.copy().end("#else\n}}}")
+    assert scanner.copy().feed("    x } z z") == alone
+    assert scanner.text == ""
+
+
+POSSESSIVE = r"(?:\w++\s?)++:"
+
+
+def test_possessive_repeats_take_no_time():
+    truncator = Truncator(POSSESSIVE)
+    scanner = truncator.scanner()
+    for letter in "abcdefghijklmnopqrstuvwxyz!" * 4:
+        assert scanner.feed(letter) is None
+    assert truncator.truncate("a b!c d: e") == "a b!"
+
+
+def test_a_regex_that_warns_does_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Truncator("[[a]").truncate("xa") == "x"
+
+
+@pytest.mark.parametrize("regex", ["(" * 5000, "a(" + "b" * 5000, "(?:" * 2000 + ")" * 2000])
+def test_a_huge_regex_is_one_short_line(regex: str):
+    with pytest.raises(ValueError, match=r"^truncation: not a valid regular expression") as caught:
+        Truncator(regex)
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("regexes", ["|" * 10_001, ["a|b"] * 5000])
+def test_more_regexes_than_anyone_writes_are_refused(regexes: str | list[str]):
+    with pytest.raises(ValueError, match=r"^truncation: .* more than 10,000 characters; .* stop$"):
+        Truncator(regexes)

@@ -308,6 +308,32 @@ func f() {
     ("javascript", "const x =« 5;\n\nrun(x);»\n\n\nrun();"),
 ]
 
+# What a slash, a brace or `<` is depends on the code before it.
+JAVASCRIPT = [
+    "function f(a) {« return typeof /}/; }»\ng();",
+    "function f(a) {« if (a) /{/.exec(b); }»\ng();",
+    "function f(a) {« while (g(a)) /[/{]/.exec(b); return a }»\ng();",
+    "function f(a) {« for await (const b of c) /{/.exec(b) }»\ng();",
+    "function f(a) {« a++ / 2; b = '{' / 3; }»\ng();",
+    "function f(a) {« return (a) / 2 + b[0] / 3 /* { */; }»\ng();",
+    "function f(a) {« a = b\n/ 2; x.return / '{' / 2; 1. / 2; }»\ng();",
+    "function f(a) {« { b } /{/.test(a); a = +/}/; case /}/: }»\ng();",
+    "function f(a) {« x.if(a) / '}' / 2; ifs(a) / '}' / 2 }»\ng();",
+    "function f(a) {« return a ? /[}\\]]/ : b && /\\/}/g; }»\ng();",
+    "function f(a) {« return [.../}/.exec(a), a => /}/]; }»\ng();",
+    "function f(a) {« return `${a / 2}${`}${/}/}`}` / 2; }»\ng();",
+    "function f(a) {« return <p>it's {a} `</p>; }»\ng();",
+    'function f(a) {« return <a href="\'{" b={c} d>{e ? <b/> : <i>}</i>} `</a>; }»\ng();',
+    "function f(a) {« return (\n  <>\n    don't {/* ' */}\n\n\n  </>\n); }»\ng();",
+    "const f = (a) => {« return a < b ? c : d > '{'; };»\ng();",
+    "const f = (a) => {« return a.map(b => <li key={b} on={() => { h(b) }}>'{b}</li>); };»\ng();",
+    'const f = <T,>(a) => {« return "}" };»\ng();',
+    'const f = <T extends U>(a) => {« return "}" };»\ng();',
+    'const f = <Type>(a) => {« return "}" };»\ng();',
+    "#!/usr/bin/env node '{\nfunction f(a) {« return a }»\ng();",
+    "\ufefffunction f(a) {« return a }»\ng();",
+]
+
 # Blocks that run outside any function, and code whose beginning is not in the prompt.
 FRAGMENTS = [
     ("javascript", "if (a) {« b(); } else if (c) { d(); }\nelse { e(); }»\nrun();"),
@@ -357,3 +383,8 @@ def test_keeps_what_is_not_finished(language: str):
     scanner = truncator.scanner("func f(a) {")
     scanner.feed(" if (a) { b } els")
     assert scanner.settled == " if (a) { b } els"
+
+
+@pytest.mark.parametrize("marked", JAVASCRIPT)
+def test_javascript_depends_on_the_code_before(marked: str):
+    check_from_anywhere("javascript", marked)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from paddlenlp_codegen_task.truncation import PRESETS, Truncator
 
 CODE = [*"(){}[];,:=#@/*\\'\"`$ \nRx1", "\r\n", "\n\n", "\n\n\n", "\n    ", "//", "/*", "*/", '"""']
+CODE += ["<a ", "<>", "</", "/>", "\r", "\f", "\t", "\ufeff", "match x", "return /", "if ("]
 CODE += ["'''", "${", "=>", "->", 'R"x(', ')x"', "f(a)", "f(a) {", "\n}", "};", "return ", "汉"]
 CODE += [
     "def f():",

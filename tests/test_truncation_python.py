@@ -10,7 +10,7 @@ OPEN = [
     "def add(a, b):«\n    return a + b»\nx = 1",
     "def add(a, b):  # sum\n«\n    # why\n\n\n    c = a\n\n\n    return c + b»\nx = 1",
     'def add(a, b):\n    """Add.\n«\nNot indented\n    """\n    return a + b»\nprint(add(1, 2))',
-    "def f(\n    a,«\n    b,\n) -> int:\n    return g(\n1,\n)»\n# next",
+    "def f(\n    a,«\n    b,\n) -> int:\n    return g(\n1,\n)»\n# next\nx = 1",
     "def f():\n    x = 1 + \\\n«2\n    s = 'it\\'s \\\nlong' + f\"{x}\" + ''»\n@cache\ndef g",
     # A method, to its own end.
     "class A:\n    def f(self):«\n        x\n\n        return x»\n\n    @property\n    def g():",
@@ -28,6 +28,43 @@ OPEN = [
     "try:«\n    a\nexcept A:\n    b\nelse:\n    c\nfinally:\n    d»\nwith e:",
     "while x:\n    a\nelse:«\n    b»\nelsewhere()",
     'def f():\n    """«"a" \'\'\' \\"""\nx\n    """\n    return "", ""»\nx = 1',
+]
+
+# Comments, blank lines, form feeds and a byte-order mark have no indentation, a tab up to eight.
+UNINDENTED = [
+    "def f():\n    x = 1\n# why\n«    return x»\n\ndef g():\n    y",
+    "def f():\n    x = 1\n  # why\n\n«    return x»\n\ndef g():\n    y",
+    "class A:\n    def f(self):\n        x\n# why\n«        return x»\n\n    def g(self):",
+    "def f():\n    x = 1\n«#    old = 2\n    return x»\n# next\n\ndef g():",
+    "def f():«\n#    old = 2\n\n    # so\n    return x»\n\n# next\n# one\ndef g():",
+    "class A:\n    def f(self):\n        x\n«  # so\n        y»\n    # next\n    z = 1",
+    "def f():\n    return 1\n# The square.\n«def g(x):\n    return x * x»\ndef h():",
+    "def f():\n    return 1\n\n# The square.«\ndef g(x):\n    return x * x»\ndef h():",
+    "if a:\n    b\n# or\n«else:\n    c»\nx = 1",
+    "# add«\ndef f():\n    x\n# in it\n    y»\n# next\nz = 1",
+    "def f():«\n    x»\n\x0cdef g():\n    y",
+    "\x0cdef f():«\n    x»\n    \x0cdef g():\n    y",
+    "def f():\n  \x0c    x\n«    y»\nz = 1",
+    "\ufeffdef f():«\n    x»\ndef g():",
+    "\ufeff# f\n«def f():\n    x»\ndef g():",
+    "«\ufeffdef f():\n    x»\ndef g():",
+    "class A:\n    def f(self):\n\tx\n«\ty»\n    def g():",
+    "class A:\n        def f(self):\n\t    x«\n\t    y»\n\tdef g():",
+    "if a:\n   \tdef f():«\n\t\tx»\n        def g():",
+    "def f():\n    \\\n  x\n«    y»\nz = 1",
+]
+
+# The prompt ends within a header.
+HEADERS = [
+    "ma«tch x:\n    case 1:\n        y\n    case _:\n        z»\nw = 1",
+    "def f(x):\n    match« x:\n        case 1:\n            y\n    z»\nw = 1",
+    "class A:\n    x = 1\n    wi«th b(c) as d, (\n  e\n    ):\n        f»\ng = 1",
+    "wi«th open(\na) as b:\n    c»\nd = 1",
+    "el«se:\n    c»\nd = 1",
+    "match = «re.match(a)\nif match:\n    b»\n\n\nc",
+    "match x«:\n    case 1: y\n    case _:\n        z»\nw = 1",
+    "for x in y: «z(x)»\nw = 1",
+    "async with a«() as b:\n    c»\nd = 1",
 ]
 
 OTHERS = [
@@ -88,3 +125,19 @@ def test_is_decided_by_the_first_word_of_the_line():
     assert truncator.decided("    c\nelse:", prompt) is None
     assert truncator.decided("    c\nelsewhere.", prompt) == "    c"
     assert truncator.truncate("    c\nel", prompt) == "    c"
+
+
+@pytest.mark.parametrize("marked", UNINDENTED)
+def test_what_has_no_indentation_ends_nothing(marked: str):
+    check("python", marked)
+
+
+@pytest.mark.parametrize("marked", HEADERS)
+def test_a_prompt_may_end_within_a_header(marked: str):
+    check("python", marked)
+
+
+def test_a_comment_at_the_end_is_kept_only_alone():
+    truncator = Truncator("python")
+    assert truncator.truncate("#    old = 2\n", "def f():\n    x = 1\n") == "#    old = 2"
+    assert truncator.truncate("    return x\n# next", "def f():\n    x = 1\n") == "    return x"

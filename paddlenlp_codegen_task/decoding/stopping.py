@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from paddlenlp_codegen_task.truncation import Truncator
+from paddlenlp_codegen_task.truncation import Scanner
 
 
 class TokenBytes(Protocol):
@@ -22,11 +22,10 @@ class StopChecker:
     known never to be.
     """
 
-    def __init__(self, tokenizer: TokenBytes, truncator: Truncator, prompt: str = "") -> None:
+    def __init__(self, tokenizer: TokenBytes, scanner: Scanner) -> None:
+        """Follow what `scanner` is fed, which has read the prompt; it is the checker's own."""
         self._token_bytes = tokenizer.token_bytes
-        self._truncator = truncator
-        self._prompt = prompt
-        self._scanner = truncator.scanner(prompt)
+        self._scanner = scanner
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decision: str | None = None
 
@@ -44,8 +43,7 @@ class StopChecker:
         if self._decision is not None:
             return self._decision
         held_back, _ = self._decoder.getstate()
-        text = self._scanner.text + held_back.decode("utf-8", "replace")
-        return self._truncator.truncate(text, self._prompt)
+        return self._scanner.copy().end(held_back.decode("utf-8", "replace"))
 
     @property
     def settled(self) -> str:

@@ -2,47 +2,87 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from enum import Enum, auto
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal
 
 from paddlenlp_codegen_task.truncation.languages import Language
-from paddlenlp_codegen_task.truncation.lexer import Lexer, Token
+from paddlenlp_codegen_task.truncation.lexer import LINE_BREAKS, Kind
 
 # After these a brace holds values: an initialiser, an object, an argument.
 _VALUE = re.compile(r"[=,:;?&|+({\[]$")
 _CONTINUED = re.compile(r"\b(?:if|else|try|catch)\b")
-_CONTINUATION = re.compile(r"\s*(?:else|catch|finally)\b")
-_MAYBE_CONTINUATION = re.compile(r"\s*[a-z]*")
+_CONTINUATION = re.compile(r"\s{0,200}(?:else|catch|finally)\b")
+_MAYBE_CONTINUATION = re.compile(r"\s{0,200}[a-z]{0,8}")
 # What belongs to the closed block: `} Point;`, `} __attribute__((packed));`, `})();`,
-# `}.bind(this)`.
+# `}.bind(this)`, if it is not longer than this.
+_TAIL_LENGTH = 200
 _NAMES = r"[\w \t,*\[\]]*"
 _TAIL = re.compile(
     rf"{_NAMES}(?:__attribute__[ \t]*\(\([\w, ()]*\)\){_NAMES})?;"
     r"|(?:(?:\.\w+)?\([\w$., ]*\))+;?"
 )
-_MAYBE_TAIL = re.compile(r"[\w$ \t,.*()\[\]]*")
+_MAYBE_TAIL = re.compile(rf"[\w$ \t,.*()\[\]]{{0,{_TAIL_LENGTH}}}")
 
-_OPENING = {")": "(", "]": "["}
+_OPENING = {")": "(", "]": "[", "}": "{"}
+_PARENTHESES = frozenset("([")
+_OPEN = frozenset(("(", "[", "{", "${"))
 # Long enough for any header, and bounds what a text without semicolons costs.
 _HEADER_LENGTH = 1000
 
 
-class _Kind(Enum):
-    FUNCTION = auto()  # the outermost block that runs
-    WITHIN = auto()  # anything in a function
-    CONTAINER = auto()  # a class, a namespace
-    OTHER = auto()  # parentheses, brackets, values
+# What a block is: the outermost one that runs, "function"; anything in a function, "within"; a
+# class or a namespace, "container"; or "other": parentheses, brackets, values.
+_Kind = Literal["function", "within", "container", "other"]
 
 
-class _Block(NamedTuple):
-    """A bracket that is open: `(`, `[`, `{`, or the `${` of a template literal."""
+class _Block:
+    """A bracket that is open: `(`, `[`, `{`, or the `${` of a template literal.
 
-    bracket: str
-    kind: _Kind
-    start: int
-    header: str
-    parent: _Block | None
+    Attributes:
+        bracket: which it is.
+        kind: what it holds.
+        written: it is in the completion, not in the prompt.
+        header: the code before it.
+        parent: the one around it.
+        brace: itself, or else the innermost brace around it.
+        outermost: what a function here would be the end of, see `BraceCut`: itself, or a bracket
+            around it that is the completion's, or a call's: `on(x, () => {`.
+        in_callback: all functions around, itself included, are arguments, or called at once.
+    """
+
+    __slots__ = (
+        "brace",
+        "bracket",
+        "header",
+        "in_callback",
+        "kind",
+        "outermost",
+        "parent",
+        "written",
+    )
+
+    def __init__(
+        self, bracket: str, kind: _Kind, written: bool, header: str, parent: _Block | None
+    ) -> None:
+        self.bracket, self.kind, self.written = bracket, kind, written
+        self.header, self.parent = header, parent
+        # All of these in one step, not by walking outwards: brackets may be nested 100,000 deep.
+        is_brace = bracket not in _PARENTHESES
+        self.brace: _Block | None = self
+        self.outermost: _Block = self
+        if parent is None:
+            self.in_callback = kind != "function"
+            if not is_brace:
+                self.brace = None
+            return
+        within = parent.bracket == "("
+        self.in_callback = parent.in_callback and (within or kind != "function")
+        if not is_brace:
+            self.brace = parent.brace
+        if within or parent.written:
+            self.outermost = parent.outermost
 
 
 class BraceCut:
@@ -59,7 +99,8 @@ class BraceCut:
         self.earliest = 0
         self._language = language
         self._prompt = prompt
-        self._lexer = Lexer(language.syntax)
+        self._length = len(prompt)
+        self._lexer = language.lexer()
         self._block: _Block | None = None  # the innermost
         self._header = ""
         self._branches: list[tuple[_Block | None, str]] = []  # state at each open #if
@@ -78,9 +119,16 @@ class BraceCut:
         if self.position is not None:
             self.earliest = self.position
         elif self._closed is not None:
-            self.earliest = self._closed - len(self._prompt)
+            self.earliest = self._closed - self._length
         else:
             self.earliest = len(text)
+
+    def copy(self) -> BraceCut:
+        """See Cut."""
+        other = copy.copy(self)
+        other._lexer = self._lexer.copy()
+        other._branches = list(self._branches)
+        return other
 
     def end(self, text: str) -> int:
         """Where `text` is cut if it ends here."""
@@ -91,7 +139,7 @@ class BraceCut:
         while self.position is None:
             if self._closed is None:
                 for token in self._lexer.tokens(text):
-                    self._take(token)
+                    self._take(*token)
                     if self._closed is not None or self.position is not None:
                         break
                 else:
@@ -109,56 +157,54 @@ class BraceCut:
                 return True
         if _MAYBE_TAIL.fullmatch(text, closed):
             return False
-        tail = _TAIL.match(text, closed)
-        self.position = (tail.end() if tail else closed) - len(self._prompt)
+        tail = _TAIL.match(text, closed, closed + _TAIL_LENGTH)
+        self.position = (tail.end() if tail else closed) - self._length
         return True
 
-    def _take(self, token: Token) -> None:
-        text = token.text
-        if text == "\n":
-            self._end_line(token.start)
+    def _take(self, kind: Kind, text: str, start: int) -> None:
+        if text in LINE_BREAKS:
+            self._end_line(start)
             return
         if text.isspace():
-            self._append(text)
+            self._append(" ")
             return
         self._newlines = 0
-        if token.kind == "directive":
+        if kind == "directive":
             self._choose_branch(text[1:].strip())
-        elif token.kind != "comment":
-            self._wrote_code |= token.start + len(text) > len(self._prompt)
-            self._take_code(token)
-
-    def _take_code(self, token: Token) -> None:
-        text = token.text
-        if token.kind == "literal":
+            return
+        if kind == "comment":
+            return
+        if start + len(text) > self._length:
+            self._wrote_code = True
+        if kind == "literal":
             self._append('""')
-        elif text in ("(", "[", "{", "${"):
-            kind = self._kind(text, token.start)
-            self._block = _Block(text, kind, token.start, self._header, self._block)
+        elif text in _OPEN:
+            of = self._kind(text, start)
+            self._block = _Block(text, of, start >= self._length, self._header, self._block)
             self._begin(text)
-        elif text in (")", "]", "}"):
-            self._close(text, token.start + 1)
+        elif text in _OPENING:
+            self._close(text, start + 1)
         elif text == ";" and not self._language.newline_ends:
             self._begin(text)
         else:
             self._append(text)
 
     def _append(self, code: str) -> None:
-        self._header = (self._header + code)[-_HEADER_LENGTH:]
+        self._header += code
+        if len(self._header) > _HEADER_LENGTH:
+            self._header = self._header[-_HEADER_LENGTH:]
 
     def _begin(self, separator: str) -> None:
         """Begin the next header; among values, `separator` tells that one follows."""
         block = self._block
-        values = block is not None and (block.kind is _Kind.OTHER or block.bracket != "{")
+        values = block is not None and (block.kind == "other" or block.bracket != "{")
         self._header = separator if values else ""
 
     def _end_line(self, start: int) -> None:
         self._newlines += 1
         if self._newlines == 3 and self._wrote_code and self._block is None:
-            self.position = start - len(self._prompt)
-        if self._language.newline_ends and (
-            self._block is None or self._block.kind is _Kind.CONTAINER
-        ):
+            self.position = start - self._length
+        if self._language.newline_ends and (self._block is None or self._block.kind == "container"):
             self._header = ""
         else:
             self._append(" ")
@@ -173,36 +219,18 @@ class BraceCut:
             self._branches.pop()
 
     def _kind(self, bracket: str, start: int) -> _Kind:
-        header = self._header.strip()
-        if self._block and self._block.kind in (_Kind.FUNCTION, _Kind.WITHIN):
-            in_prompt = bracket == "{" and start < len(self._prompt)
-            if in_prompt and self._language.nested.search(header) and self._in_callback():
-                return _Kind.FUNCTION
-            return _Kind.WITHIN
-        if bracket != "{":
-            return _Kind.OTHER
-        if self._language.function.search(header):
-            return _Kind.FUNCTION
-        if _VALUE.search(header) or not self._language.container.search(header):
-            return _Kind.OTHER
-        return _Kind.CONTAINER
-
-    def _in_callback(self) -> bool:
-        """Whether all functions around are arguments, or called at once."""
         block = self._block
-        while block:
-            parent = block.parent
-            if block.kind is _Kind.FUNCTION and not (parent and parent.bracket == "("):
-                return False
-            block = parent
-        return True
+        if block and block.kind in ("function", "within"):
+            may_be = bracket == "{" and start < self._length and block.in_callback
+            nested = may_be and self._language.nested(" ".join(self._header.split()))
+            return "function" if nested else "within"
+        return _kind(self._language, self._header) if bracket == "{" else "other"
 
     def _close(self, bracket: str, end: int) -> None:
         block = self._block
         if bracket == "}":
             # A parenthesis left open inside does not keep the block open.
-            while block and block.bracket in _OPENING.values():
-                block = block.parent
+            block = block and block.brace
         elif block is None or block.bracket != _OPENING[bracket]:
             return
         self._header = ""
@@ -213,25 +241,25 @@ class BraceCut:
         self._block = block.parent
         if bracket != "}" or self._language.newline_ends:
             self._append(block.header + block.bracket + bracket)
-        if block.bracket == "${":
-            self._lexer.resume_template()
-        if block.kind is _Kind.FUNCTION:
-            self._awaited = self._outermost(block)
-        if block is self._awaited or (
-            block.kind is _Kind.CONTAINER and block.start < len(self._prompt)
-        ):
+        elif block.bracket == "${":
+            self._append(block.header)  # the literal goes on
+        if block.kind == "function":
+            self._awaited = block.outermost
+        if block is self._awaited or (block.kind == "container" and not block.written):
             self._end_at(end, block.header)
 
-    def _outermost(self, function: _Block) -> _Block:
-        """The bracket around a function that is the completion's, or a call's: `on(x, () => {`."""
-        block = function
-        while (parent := block.parent) and (
-            parent.start >= len(self._prompt) or parent.bracket == "("
-        ):
-            block = parent
-        return block
-
     def _end_at(self, end: int, header: str) -> None:
-        if end > len(self._prompt):
+        if end > self._length:
             self._closed = end
             self._may_continue = _CONTINUED.search(header.strip()) is not None
+
+
+@lru_cache(maxsize=1024)  # a text may repeat a long header at each brace
+def _kind(language: Language, header: str) -> _Kind:
+    """What the block is that a header which is not in a function begins."""
+    header = " ".join(header.split())
+    if language.function(header):
+        return "function"
+    if _VALUE.search(header) or not language.container(header):
+        return "other"
+    return "container"

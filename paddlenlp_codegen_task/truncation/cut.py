@@ -24,5 +24,8 @@ class Cut(Protocol):
     def end(self, text: str) -> int:
         """Where all of the completion is cut, its length if nowhere; the last call."""
 
+    def copy(self) -> Cut:
+        """Return another that goes on from here: reading the prompt again would cost more."""
+
 
 Rule = Callable[[str], Cut]

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from paddlenlp_codegen_task.truncation.javascript import JavaScriptLexer
 from paddlenlp_codegen_task.truncation.lexer import (
     BLOCK_COMMENT,
+    LINE_BREAK,
     LINE_COMMENT,
     SINGLE,
-    TEMPLATE,
     TO_END_OF_LINE,
+    Lexer,
     Span,
     Syntax,
+    Until,
     quoted,
     triple_quoted,
 )
+
+Test = Callable[[str], object]  # true or not, of a header
+
+
+def _never(header: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -24,69 +33,75 @@ class Language:
     """A language with braces.
 
     A brace's header is the code since the brace or semicolon before it, with `()`, `[]` and `""`
-    in place of brackets and literals with all they hold. Where `newline_ends`, a `}` does not
-    begin a new one: `{}` is in it, too.
+    in place of brackets and literals with all they hold, and one blank for several. Where
+    `newline_ends`, a `}` does not begin a new one: `{}` is in it, too.
 
     Attributes:
-        syntax: tells code from comments and literals.
-        function: regex found in the header of a block that runs: a function, a loop.
-        container: regex found in the header of a block that holds declarations: a class.
+        lexer: tells code from comments and literals.
+        function: tells the header of a block that runs: a function, a loop.
+        container: tells the header of a block that holds declarations: a class.
         newline_ends: a line break outside brackets ends a statement.
-        nested: regex found in the header of a function that is one even within a callback.
+        nested: tells the header of a function that is one even within a callback.
     """
 
-    syntax: Syntax
-    function: re.Pattern[str]
-    container: re.Pattern[str]
+    lexer: Callable[[], Lexer]
+    function: Test
+    container: Test
     newline_ends: bool = False
-    nested: re.Pattern[str] = re.compile("(?!)")
+    nested: Test = _never
 
 
 # Headers of other blocks that run; "" is that of a bare block, and of the body in `A() : b{1} {`.
 _STATEMENT = r"^$|\b(?:catch|do|else|finally|static|try)$"
 
 
-def _syntax(spans: Sequence[Span], special: str = "") -> Syntax:
+def _syntax(spans: Sequence[Span], special: str = "") -> Callable[[], Lexer]:
     """`special`: what begins a span, beside quotes and slashes."""
-    others = rf"[^\"'/;,\n(){{}}\[\]{special}]+|[;,\n(){{}}\[\]]|/(?=[^/*])"
+    others = rf"[^\"'/;,\r\n(){{}}\[\]{special}]+|{LINE_BREAK}|[;,(){{}}\[\]]|/(?=[^/*])"
     # In C and C++ a quote after a digit is that of 1'000.
-    return Syntax(spans, rf"{others}|(?<=\d)'")
+    return Syntax(spans, rf"{others}|(?<=\d)'").lexer
 
 
-def _regex(*alternatives: str) -> re.Pattern[str]:
-    return re.compile("|".join(alternatives))
+def _regex(*alternatives: str) -> Test:
+    return re.compile("|".join(alternatives)).search
 
 
 _C_SPANS = [
-    Span("comment", "//", TO_END_OF_LINE),
+    Span.matching("comment", "//", TO_END_OF_LINE),
     BLOCK_COMMENT,
-    Span("directive", r"#[ \t]*\w*(?=\W)", TO_END_OF_LINE),
+    Span.matching("directive", r"#[ \t]{0,64}(?:\w{0,16}(?=\W)|\w{17})|#[ \t]{65}", TO_END_OF_LINE),
     quoted("'", r"(?<!\d)'"),
 ]
 # Qualifiers or a return type may follow the parentheses. A constructor's `b{1}` is told from its
 # body by the word before the brace, the value `= (struct point){1}` from `operator=() {` by name.
-_C_PARAMETERS = r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$"
-_C_FUNCTION = _regex(
-    rf"^(?!.*=\s*\(\)$).*{_C_PARAMETERS}",
-    rf"\boperator\b.*{_C_PARAMETERS}",
-    r"\)(?=[^=]*$).*->",
-    _STATEMENT,
+_C_PARAMETERS = re.compile(
+    r"\)(?:\s|const\b|volatile\b|mutable\b|noexcept\b|override\b|final\b|try\b|&)*$"
 )
-_C_CONTAINER = _regex(r"\b(?:class|struct|union|enum|namespace|extern)\b")
+_C_STATEMENT = re.compile(_STATEMENT)
+_CAST = re.compile(r"=\s*\(\)$")
+_OPERATOR = re.compile(r"\boperator\b")
 
-C = Language(_syntax([*_C_SPANS, quoted('"')], "#"), _C_FUNCTION, _C_CONTAINER)
+
+def _c_function(header: str) -> bool:
+    if _C_STATEMENT.search(header):
+        return True
+    if _C_PARAMETERS.search(header):
+        return not _CAST.search(header) or bool(_OPERATOR.search(header))
+    after = header.rpartition("=")[2]
+    return 0 <= after.find(")") < after.rfind("->")
+
+
+_c_container = _regex(r"\b(?:class|struct|union|enum|namespace|extern)\b")
+
+C = Language(_syntax([*_C_SPANS, quoted('"')], "#"), _c_function, _c_container)
 
 _CPP_SPANS = [
     *_C_SPANS,
-    Span(
-        "literal",
-        r'(?<=R)"[^()\\\s"]{0,16}\(',
-        r'(?:[^)]+|\)(?!DELIMITER")(?=[\s\S]{17}))*(\)DELIMITER")?',
-    ),
+    Span("literal", r'(?<=R)"[^()\\\s"]{0,16}\(', lambda opening: Until(f'){opening[1:-1]}"')),
     # After an R only if it cannot become one of the above.
     quoted('"', r'(?<!R)"|"(?=[^()\\\s"]{0,16}[)\\\s"])|"(?=[^()\\\s"]{17})'),
 ]
-CPP = Language(_syntax(_CPP_SPANS, "#"), _C_FUNCTION, _C_CONTAINER)
+CPP = Language(_syntax(_CPP_SPANS, "#"), _c_function, _c_container)
 
 JAVA = Language(
     _syntax(
@@ -106,40 +121,36 @@ JAVA = Language(
     _regex(r"\b(?:class|interface|enum|record)\b"),
 )
 
-# A slash begins a regular expression where an operand is due. A lookbehind has a fixed width, so
-# there is one for each number of blanks, such as those that indent an argument.
-_JS_OPERAND = r"(?=/)(?:(?<==>\s)|(?<=return\s)|{})".format(
-    "|".join(rf"(?<=[=(,:\[!&|?;{{]\s{{{blanks}}})" for blanks in range(32))
-)
-# In a set such as `[/]` a slash does not end it. What is longer than 200 is taken for no set, lest
-# it be read again with each piece that comes.
-_JS_IN_SET = r"(?:[^\]\\\n]|\\[^\n])"
-_JS_SET = rf"\[{_JS_IN_SET}{{0,199}}(?:\]|(?=\n))|\[(?={_JS_IN_SET}{{200}})"
 JAVASCRIPT = Language(
-    _syntax(
-        [
-            LINE_COMMENT,
-            BLOCK_COMMENT,
-            Span(
-                "literal",
-                rf"{_JS_OPERAND}/(?=[^/*])",
-                rf"(?:[^/\\\[\n]+|\\[^\n]|{_JS_SET})*(/|(?=\n))?",
-            ),
-            quoted('"'),
-            quoted("'"),
-            TEMPLATE,
-        ],
-        "`",
-    ),
+    JavaScriptLexer,
     _regex(r"^(?!.*\bclass\b).*(?:\)|=>)$", _STATEMENT),
     _regex(r"\bclass\b"),
     # A module is often a function, called at once, around those that have a name.
     nested=_regex(
-        r"(?:^|[^(,\s]\s+)(?:async\s+)?function\s*\*?\s*[\w$]+\s*\(\)$",
-        r"[=:]\s*(?:async\s+)?function\s*\*?\s*(?:[\w$]+\s*)?\(\)$",
-        r"(?<!=)=\s*(?:async\s*)?(?:\(\)|[\w$]+)\s*=>$",
+        r"(?:^|[^(,\s] )(?:async )?function ?\*? ?[\w$]+ ?\(\)$",
+        r"[=:] ?(?:async )?function ?\*? ?(?:[\w$]+ ?)?\(\)$",
+        r"(?<!=)= ?(?:async ?)?(?:\(\)|[\w$]+) ?=>$",
     ),
 )
+
+# The first brace in `func f() interface{} {` is not the body's; `[]func(){` begins a value, and so
+# does the second brace in `{f: func() {}, sizes: []int{`.
+_GO_TYPE = re.compile(r"\b(?:struct|interface)$")
+_GO_FUNCTION = re.compile(r"(?<!\])\bfunc\b")
+_GO_STATEMENT = re.compile(r"\b(?:if|for|switch|select|else)\b")
+_GO_DECLARATION = re.compile(r"\btype\b")
+
+
+def _go_function(header: str) -> bool:
+    if _GO_TYPE.search(header):
+        return False
+    last = max(header.rfind(","), header.rfind(":")) + 1
+    return bool(_GO_FUNCTION.search(header, last) or _GO_STATEMENT.search(header))
+
+
+def _go_container(header: str) -> bool:
+    return bool(_GO_TYPE.search(header) and _GO_DECLARATION.search(header))
+
 
 GO = Language(
     _syntax(
@@ -148,16 +159,11 @@ GO = Language(
             BLOCK_COMMENT,
             quoted('"'),
             quoted("'"),
-            Span("literal", "`", "[^`]*(`)?"),
+            Span("literal", "`", lambda opening: Until("`")),
         ],
         "`",
     ),
-    # The first brace in `func f() interface{} {` is not the body's; `[]func(){` begins a value, and
-    # so does the second brace in `{f: func() {}, sizes: []int{`.
-    _regex(
-        r"(?<!\])\bfunc\b[^,:]*(?<!\bstruct)(?<!\binterface)$",
-        r"\b(?:if|for|switch|select|else)\b(?!.*\b(?:struct|interface)$)",
-    ),
-    _regex(r"\btype\b.*\b(?:struct|interface)$"),
+    _go_function,
+    _go_container,
     newline_ends=True,
 )

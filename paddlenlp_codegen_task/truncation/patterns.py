@@ -8,8 +8,11 @@ of the open-ended pattern is the earliest place where a match may ever begin.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
+import reprlib
+import warnings
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +23,8 @@ from paddlenlp_codegen_task.truncation.cut import Rule
 _parser: Any = importlib.import_module("re._parser")
 _compiler: Any = importlib.import_module("re._compiler")
 
+_shown = reprlib.Repr()
+_shown.maxstring = 80
 _CHARACTER = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
 _REPEAT = ("MAX_REPEAT", "MIN_REPEAT")
 # How many characters further on each anchor looks. `$` is the end, or before a newline at the end.
@@ -27,7 +32,10 @@ _ANCHOR_REACH = {"AT_BEGINNING": 0, "AT_BEGINNING_STRING": 0, "AT_END": 2}
 
 
 class _UnsupportedError(Exception):
-    """A construct (back reference, conditional) about which nothing is proved."""
+    """A construct about which nothing is proved: a back reference, a conditional, an atomic group.
+
+    Without what an atomic group or a possessive repeat forbids, backtracking may take for ever.
+    """
 
 
 def _reach(tree: Any) -> int:
@@ -48,10 +56,6 @@ def _reach(tree: Any) -> int:
         elif name in ("ASSERT", "ASSERT_NOT"):
             direction, inner = value
             own = _reach(inner) + (inner.getwidth()[1] if direction > 0 else 0)
-        elif name in ("ATOMIC_GROUP", "POSSESSIVE_REPEAT"):
-            # These keep what they first find, so all they may try counts, not the path alone.
-            inner = value if name == "ATOMIC_GROUP" else value[-1]
-            own = _reach(inner) + _subpattern(tree, [(op, value)]).getwidth()[1]
         elif name in _CHARACTER or name == "FAILURE":
             own = 0
         else:
@@ -74,11 +78,9 @@ def _open_ended(tree: Any) -> Any:
             nodes.append((op, (None, [_open_ended(branch) for branch in value[1]])))
         elif name == "SUBPATTERN":
             nodes.append((op, (*value[:-1], _open_ended(value[-1]))))
-        elif name in _REPEAT or name == "POSSESSIVE_REPEAT":
+        elif name in _REPEAT:
             low, high, inner = value
             nodes.append((_parser.MAX_REPEAT, (low, high, _open_ended(inner))))
-        elif name == "ATOMIC_GROUP":
-            nodes.append((_parser.SUBPATTERN, (None, 0, 0, _open_ended(value))))
         elif name == "ASSERT" and value[0] > 0:
             nodes.append((op, (value[0], _open_ended(value[1]))))
         elif name in ("ASSERT", "ASSERT_NOT") and _reach(value[1]):
@@ -100,16 +102,18 @@ class _Pattern:
 
     @classmethod
     def compile(cls, source: str) -> _Pattern:
-        try:
-            regex = re.compile(source)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"truncation: not a valid regular expression: {source!r} ({error})"
-            ) from None
-        tree = _parser.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of "[[", which may mean something else some day
+            try:
+                regex = re.compile(source)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(
+                    f"truncation: not a valid regular expression: {_shown.repr(source)} ({error})"
+                ) from None
+            tree = _parser.parse(source)
         try:
             return cls(regex, _compiler.compile(_open_ended(tree)), _reach(tree))
-        except _UnsupportedError:
+        except (_UnsupportedError, RecursionError):
             return cls(regex, None)
 
 
@@ -152,6 +156,10 @@ class PatternCut:
                 return  # another may come before it
             self._passed += 1
             self.earliest = match.end()
+
+    def copy(self) -> PatternCut:
+        """See Cut."""
+        return copy.copy(self)
 
     def end(self, text: str) -> int:
         """Where `text` is cut if it ends here."""

@@ -701,7 +701,7 @@ def test_a_row_set_back_goes_on_from_the_prefix_cache():
 def test_the_texts_of_a_stream_join_to_its_text():
     scheduler, batch = Scheduler(FakeRuntime(), 4), Batch(4)
     one = make(lasting(5, 30), 30, batch, samples=2, streamed=True)
-    one.stops = lambda: StopChecker(Letters(), Truncator("Q"))
+    one.stops = lambda: StopChecker(Letters(), Truncator("Q").scanner())
     silent = make(lasting(6, 30), 30, batch)
     scheduler.add(one)
     scheduler.add(silent)

@@ -39,7 +39,7 @@ def test_stopping_early_gives_the_text_of_the_whole_stream(
     pattern: str | list[str] | None, ids: list[int]
 ):
     truncator = Truncator(pattern)
-    checker = StopChecker(TOKENS, truncator)
+    checker = StopChecker(TOKENS, truncator.scanner())
     stopped, settled = False, ""
     for n, token_id in enumerate(ids, start=1):
         now = checker.feed(token_id)
@@ -55,7 +55,7 @@ def test_stopping_early_gives_the_text_of_the_whole_stream(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=5), max_size=12))
 def test_invalid_bytes_become_what_decoding_the_whole_gives(pieces: list[bytes]):
-    checker = StopChecker(Tokens(pieces), Truncator(None))
+    checker = StopChecker(Tokens(pieces), Truncator(None).scanner())
     for n in range(len(pieces)):
         assert not checker.feed(n)
         assert checker.text == b"".join(pieces[: n + 1]).decode("utf-8", "replace")
@@ -66,7 +66,7 @@ def test_invalid_bytes_become_what_decoding_the_whole_gives(pieces: list[bytes])
 @given(streams)
 def test_default_stops_at_the_first_token_that_decides(ids: list[int]):
     truncator = Truncator()
-    checker = StopChecker(TOKENS, truncator)
+    checker = StopChecker(TOKENS, truncator.scanner())
     continuations = [*TOKENS.vocabulary, b"z", b"\nclass", b"lass", b"rint", b"ss", b"nt"]
     fed = b""
     for token_id in ids:
@@ -92,7 +92,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     ],
 )
 def test_stops_where_a_programmer_would(tokenizer: Tokenizer, text: str, kept: str):
-    checker = StopChecker(tokenizer, Truncator(DEFAULT_TRUNCATION))
+    checker = StopChecker(tokenizer, Truncator(DEFAULT_TRUNCATION).scanner())
     ids = tokenizer.encode(text)
     stops = [checker.feed(token_id) for token_id in ids]
     assert checker.text == kept
@@ -103,7 +103,7 @@ def test_stops_where_a_programmer_would(tokenizer: Tokenizer, text: str, kept: s
 
 
 def test_ids_without_text_change_nothing(tokenizer: Tokenizer):
-    checker = StopChecker(tokenizer, Truncator())
+    checker = StopChecker(tokenizer, Truncator().scanner())
     for token_id in [
         *tokenizer.encode("a ="),
         tokenizer.eos_token_id,
