@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,6 @@ class Attacker:
         """Export the model, and open the generator that is asked."""
         self._home = folder / "exports"
         self._model = write_model(folder / "model")
-        prepare_paths()
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, limits[1]))
         self._generator = load(self._model, self._home, "onnxruntime")
@@ -84,6 +84,8 @@ class Attacker:
             "each": self._each,
             "load": self._load,
         }
+        if given["face"] == "load":
+            prepare_paths()
         values = {name: evaluated(one) for name, one in given["options"].items()}
         for name in ("prompts", "name_or_path"):
             if name in given:
@@ -170,7 +172,11 @@ def given_type(config: object, name: str) -> str:
 
 
 def prepare_paths() -> None:
-    """Make what some of the hostile paths lead to, in the current folder."""
+    """Have in the current folder what some of the hostile paths lead to, and nothing else."""
+    kept = {"file", "loop", ".cache", "huggingface", "paddlenlp"}
+    for path in [*Path().iterdir(), *Path("..").glob("home-*")]:
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     Path("file").write_text("no folder", encoding="utf-8")
     if not os.path.lexists("loop"):
         Path("loop").symlink_to("loop")

@@ -40,11 +40,11 @@ class Attacker:
         """Import PaddleNLP, which takes a while, and export the model."""
         self._model = write_model(folder / "model")
         self._home = str(folder / "exports")
-        prepare_paths()
         self.attack({"options": {}, "call": {}, "prompts": "'def f(x):'"})
 
     def attack(self, given: dict[str, Any]) -> Outcome:
         """Make one task, and call it once."""
+        prepare_paths()
         keywords = {name: evaluated(one) for name, one in given["options"].items()}
         call = {name: evaluated(one) for name, one in given["call"].items()}
 
