@@ -161,6 +161,13 @@ escape('');
     # A function with a name, within the one around a module or a test.
     ("javascript", "(function () {\n  function f(a) {« return () => { g(a); }; }»\n  f();\n})();"),
     ("javascript", "(() => {\n  let a = 1\n  async function f(a) {« if (a) { b(); } }»\n})();"),
+    ("javascript", "!function () {\n  x();\n  function f() {« y(); }»\n  function b() {}\n}();"),
+    ("javascript", "+function ($) {\n  $.x = function () {« y(); }»\n  $.y = 1;\n}($);"),
+    ("java", "enum E {\n  A() {\n    int f() {« return 1; }»\n    int g() { return 2; }\n  };\n}"),
+    ("java", "enum E {\n  A(1) { int f() { } },\n  B(2) {\n    int f() {« }»\n    int g() {}\n};}"),
+    ("java", "enum E {\n  A, @X(1) B(2) {\n    int f() {« }»\n    int g() {}\n  };\n}"),
+    ("java", "enum E {\n  A(1);\n  E(int x) {« this.x = x; }»\n  int f() { }\n}"),
+    ("java", "class C {\n  C(int x) {« this.x = x; }»\n  int f() { }\n}"),
     ("javascript", "$(function () {\n  $.fn.x = function () {«\n    y();\n  };»\n  z();\n});"),
     ("javascript", "define(['a'], (a) => {\n  const f = async (b) => {« b(); };»\n  f();\n});"),
     ("javascript", "define({}, function () {\n  return {\n    f: function () {« }»,\n  };\n});"),

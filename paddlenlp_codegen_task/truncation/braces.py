@@ -64,7 +64,13 @@ class _Block:
     )
 
     def __init__(
-        self, bracket: str, kind: _Kind, written: bool, header: str, parent: _Block | None
+        self,
+        bracket: str,
+        kind: _Kind,
+        written: bool,
+        header: str,
+        parent: _Block | None,
+        called: bool,
     ) -> None:
         self.bracket, self.kind, self.written = bracket, kind, written
         self.header, self.parent = header, parent
@@ -73,12 +79,12 @@ class _Block:
         self.brace: _Block | None = self
         self.outermost: _Block = self
         if parent is None:
-            self.in_callback = kind != "function"
+            self.in_callback = called or kind != "function"
             if not is_brace:
                 self.brace = None
             return
         within = parent.bracket == "("
-        self.in_callback = parent.in_callback and (within or kind != "function")
+        self.in_callback = parent.in_callback and (called or within or kind != "function")
         if not is_brace:
             self.brace = parent.brace
         if within or parent.written:
@@ -179,8 +185,9 @@ class BraceCut:
         if kind == "literal":
             self._append('""')
         elif text in _OPEN:
-            of = self._kind(text, start)
-            self._block = _Block(text, of, start >= self._length, self._header, self._block)
+            of, header, written = self._kind(text, start), self._header, start >= self._length
+            called = of == "function" and bool(self._language.called(_tidy(header)))
+            self._block = _Block(text, of, written, header, self._block, called)
             self._begin(text)
         elif text in _OPENING:
             self._close(text, start + 1)
@@ -222,9 +229,12 @@ class BraceCut:
         block = self._block
         if block and block.kind in ("function", "within"):
             may_be = bracket == "{" and start < self._length and block.in_callback
-            nested = may_be and self._language.nested(" ".join(self._header.split()))
+            nested = may_be and self._language.nested(_tidy(self._header))
             return "function" if nested else "within"
-        return _kind(self._language, self._header) if bracket == "{" else "other"
+        if bracket != "{":
+            return "other"
+        around = block.header if block and block.kind == "container" else ""
+        return _kind(self._language, self._header, around)
 
     def _close(self, bracket: str, end: int) -> None:
         block = self._block
@@ -254,10 +264,23 @@ class BraceCut:
             self._may_continue = _CONTINUED.search(header.strip()) is not None
 
 
+def _tidy(header: str) -> str:
+    """A header with one blank for several."""
+    return " ".join(header.split())
+
+
 @lru_cache(maxsize=1024)  # a text may repeat a long header at each brace
-def _kind(language: Language, header: str) -> _Kind:
-    """What the block is that a header which is not in a function begins."""
-    header = " ".join(header.split())
+def _kind(language: Language, header: str, around: str) -> _Kind:
+    """What the block is that a header which is not in a function begins.
+
+    Args:
+        language: the text's.
+        header: the code before it.
+        around: that before the container around it; "" if there is none.
+    """
+    header = _tidy(header)
+    if language.constant(header, _tidy(around)):
+        return "container"
     if language.function(header):
         return "function"
     if _VALUE.search(header) or not language.container(header):

@@ -24,11 +24,11 @@ from paddlenlp_codegen_task.truncation.lexer import (
 Test = Callable[[str], object]  # true or not, of a header
 
 
-def _never(header: str) -> bool:
+def _never(*headers: str) -> bool:
     return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Language:
     """A language with braces.
 
@@ -42,6 +42,9 @@ class Language:
         container: tells the header of a block that holds declarations: a class.
         newline_ends: a line break outside brackets ends a statement.
         nested: tells the header of a function that is one even within a callback.
+        called: tells the header of a function that is called at once, beside those in parentheses.
+        constant: tells the header of an enum's constant, which holds declarations, too; given that
+            of the block around it.
     """
 
     lexer: Callable[[], Lexer]
@@ -49,6 +52,8 @@ class Language:
     container: Test
     newline_ends: bool = False
     nested: Test = _never
+    called: Test = _never
+    constant: Callable[[str, str], object] = _never
 
 
 # Headers of other blocks that run; "" is that of a bare block, and of the body in `A() : b{1} {`.
@@ -103,6 +108,16 @@ _CPP_SPANS = [
 ]
 CPP = Language(_syntax(_CPP_SPANS, "#"), _c_function, _c_container)
 
+# Without a type it is a constructor, which is called like its class, or a constant.
+_UNTYPED = re.compile(r"(?:^|,) ?(?:@[\w.]+(?: ?\(\))? )*(\w+) ?\(\)$")
+_CLASS = re.compile(r"\b(?:class|enum|record) (\w+)")
+
+
+def _java_constant(header: str, around: str) -> bool:
+    untyped, around_it = _UNTYPED.search(header), _CLASS.search(around)
+    return bool(untyped and around_it and untyped[1] != around_it[1])
+
+
 JAVA = Language(
     _syntax(
         [
@@ -119,6 +134,7 @@ JAVA = Language(
         _STATEMENT,
     ),
     _regex(r"\b(?:class|interface|enum|record)\b"),
+    constant=_java_constant,
 )
 
 JAVASCRIPT = Language(
@@ -131,6 +147,7 @@ JAVASCRIPT = Language(
         r"[=:] ?(?:async )?function ?\*? ?(?:[\w$]+ ?)?\(\)$",
         r"(?<!=)= ?(?:async ?)?(?:\(\)|[\w$]+) ?=>$",
     ),
+    called=_regex(r"^(?:[!+~-]|void ) ?(?:async )?function ?\*? ?[\w$]* ?\(\)$"),
 )
 
 # The first brace in `func f() interface{} {` is not the body's; `[]func(){` begins a value, and so
