@@ -167,6 +167,8 @@ def path(name: str, value: Any, expected: str = "a folder's path") -> Path:
 
 def _converted(to: Callable[[Any], Any], value: Any, kinds: Any) -> Any:
     """`value` as one of Python's numbers; None if it is of none of these kinds, or is a bool."""
+    if type(value) is to:  # as it nearly always is
+        return value
     # NumPy's spans of time are integers to Python, whatever their unit.
     if isinstance(value, bool) or not isinstance(value, kinds) or _numpy_kind(value) == "m":
         return None

@@ -37,7 +37,7 @@ _ONLY_WITH: dict[str, tuple[DecodeStrategy, ...]] = {
 }
 _HARMLESS = ("temperature", "top_k", "top_p", "min_p")
 _IDLE: dict[str, Any] = {"num_beams": 1, "prompt_lookup": False}  # values that ask for nothing
-_MOST_TOKENS = 1 << 20  # that an option may list: more than any vocabulary has
+_MOST_TOKENS = 1 << 18  # that an option may list: more than any vocabulary has
 _LARGEST_SEED = 2**128 - 1  # what NumPy recommends: secrets.randbits(128)
 
 
@@ -190,7 +190,7 @@ class GenerationConfig:
         if self.truncation is not None:
             self._keep(truncation=_texts("truncation", self.truncation))
         try:
-            Truncator(self.truncation, self.stop or ())
+            Truncator.of(self.truncation, self.stop)
         except (TypeError, ValueError) as error:
             raise type(error)(checks.line(str(error))) from None
 

@@ -11,13 +11,20 @@ from typing import Any, Unpack
 
 from paddlenlp_codegen_task import checks, running
 from paddlenlp_codegen_task.decoding.events import Forward
-from paddlenlp_codegen_task.decoding.prefix_cache import BLOCK, PrefixCache
+from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.request import Drafter
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.speculation import DraftModel, PromptLookup
 from paddlenlp_codegen_task.engine import Engine
 from paddlenlp_codegen_task.generation_config import GenerationConfig
-from paddlenlp_codegen_task.loading import LoadedModel, load_export, load_model
+from paddlenlp_codegen_task.loading import (
+    LoadedModel,
+    check_vocabulary,
+    load_draft,
+    load_export,
+    load_model,
+)
+from paddlenlp_codegen_task.memory import check_batch_size, check_prefix_cache
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.options import (
@@ -34,7 +41,6 @@ from paddlenlp_codegen_task.progress import Bar
 from paddlenlp_codegen_task.requests import (
     Call,
     Completion,
-    check_memory,
     checked_progress,
     checked_prompts,
 )
@@ -75,16 +81,16 @@ class CodeGenerator:
         self._defaults = defaults or GenerationConfig()
         self._batch_size = batch_size
         if draft_model is not None:
-            _check_vocabulary(draft_model, model)
+            check_vocabulary(draft_model, model)
         self._drafter = DraftModel(draft_model.runtime) if draft_model else None
         if kv_cache_bytes is None:
             free = device.free_bytes(model.runtime.device_id)
             kv_cache_bytes = None if free is None else free // 2
         model.runtime.cache.max_bytes = kv_cache_bytes
-        check_memory(model.runtime.cache, batch_size)
+        check_batch_size(model.runtime.cache, batch_size)
         cache = None
         if prefix_cache_bytes:
-            _check_prefix_cache(prefix_cache_bytes, model)
+            check_prefix_cache(model.runtime.cache, prefix_cache_bytes)
             cache = PrefixCache(prefix_cache_bytes)
         scheduler = Scheduler(model.runtime, batch_size, cache)
         self._engine = Engine(scheduler, _freeing(model, draft_model, scheduler))
@@ -135,7 +141,7 @@ class CodeGenerator:
         draft, model = None, None
         try:
             if settings.draft_model is not None:
-                draft = load_model(settings.draft_model, settings.load)
+                draft = load_draft(settings.draft_model, settings.load)
             model = load(path, settings.load)
             generator = cls(
                 model,
@@ -393,17 +399,6 @@ def _keep_prefixes(scheduler: Scheduler) -> None:
         scheduler.slots.prefix_cache = PrefixCache(SESSION_CACHE_BYTES)
 
 
-def _check_prefix_cache(prefix_cache_bytes: int, model: LoadedModel) -> None:
-    """Raise a ValueError unless the cache has room for anything."""
-    buffers = 2 * model.runtime.config.n_layer
-    block = model.runtime.cache.bytes(1, BLOCK) * buffers // (buffers + 1)
-    if prefix_cache_bytes < block:
-        raise ValueError(
-            f"prefix_cache_bytes must be 0, or at least {block:,}, which keys and values of "
-            f"{BLOCK} tokens take, got {prefix_cache_bytes:,}"
-        )
-
-
 def _freeing(
     model: LoadedModel, draft_model: LoadedModel | None, scheduler: Scheduler
 ) -> Callable[[], None]:
@@ -422,20 +417,3 @@ def _freeing(
 def _load_again(cls: type[CodeGenerator], method: str, path: Any, options: Any) -> CodeGenerator:
     generator: CodeGenerator = getattr(cls, method)(path, **options)
     return generator
-
-
-def _check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
-    """Raise a ValueError unless tokens mean the same to both."""
-    sizes = [one.runtime.config.vocab_size for one in (draft_model, model)]
-    if sizes[0] == sizes[1]:
-        ids = range(sizes[0])
-        drafted, verified = (
-            [one.tokenizer.token_bytes(token_id) for token_id in ids]
-            for one in (draft_model, model)
-        )
-        if drafted == verified:
-            return
-    raise ValueError(
-        f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
-        "must be the same"
-    )

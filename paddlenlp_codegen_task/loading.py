@@ -197,6 +197,31 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     return _open(folder.name, folder, precision, load)
 
 
+def load_draft(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
+    """Load a draft model, or say in a ValueError that it is this one which cannot be loaded."""
+    try:
+        return load_model(name_or_path, options)
+    except (OSError, ValueError, store.ExportError) as error:
+        raise ValueError(f"draft_model: {error}") from error
+
+
+def check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
+    """Raise a ValueError unless tokens mean the same to both."""
+    sizes = [one.runtime.config.vocab_size for one in (draft_model, model)]
+    if sizes[0] == sizes[1]:
+        ids = range(sizes[0])
+        drafted, verified = (
+            [one.tokenizer.token_bytes(token_id) for token_id in ids]
+            for one in (draft_model, model)
+        )
+        if drafted == verified:
+            return
+    raise ValueError(
+        f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
+        "must be the same"
+    )
+
+
 def _loader(
     engine_name: str,
     engine: engines.Engine,

@@ -19,8 +19,7 @@ from paddlenlp_codegen_task.decoding.request import (
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.loading import LoadedModel
-from paddlenlp_codegen_task.runtime import device
-from paddlenlp_codegen_task.runtime.kv_cache import STEP, KVCache
+from paddlenlp_codegen_task.memory import check_batch_size, check_completions
 from paddlenlp_codegen_task.truncation import Truncator
 
 
@@ -108,8 +107,8 @@ class Call:
                 f"max_length must be below the model's context of {self._context} tokens, "
                 f"got {config.max_length}"
             )
-        check_memory(model.runtime.cache, batch_size)
-        self._check_results()
+        check_batch_size(model.runtime.cache, batch_size)
+        check_completions(config, self.samples, self._parameters.logprobs, self._vocab_size)
         self.batch = Batch(batch_size)
         self._truncator = Truncator.of(config.truncation, config.stop)
 
@@ -159,26 +158,6 @@ class Call:
             return token_ids[-room:]
         raise PromptTooLong(number, len(token_ids), self.config.max_length, room, self._context)
 
-    def _check_results(self) -> None:
-        """Refuse now more completions of a prompt than memory holds."""
-        needed = self.result_bytes
-        free = device.free_bytes(None) if needed > _MUCH else None
-        if free is not None and needed > free:
-            name = "num_return_sequences" if self.config.best_of is None else "best_of"
-            raise ValueError(
-                f"{name} ({self.samples}): with max_length {self.config.max_length} and the "
-                f"logprobs that are asked for, completions take about {needed:,} bytes, and "
-                f"{free:,} are free"
-            )
-
-    @property
-    def result_bytes(self) -> int:
-        """What the completions of a prompt may take, about."""
-        reported, token = self._parameters.logprobs, _TOKEN_BYTES
-        if reported is not None:
-            token += _REPORT_BYTES * (3 + min(reported, self._vocab_size))
-        return self.samples * (_ROW_BYTES + self.config.max_length * token)
-
     def _check_memory(self, request: Request, number: int) -> None:
         """Refuse now what could never run."""
         cache = self._model.runtime.cache
@@ -203,32 +182,6 @@ class Call:
         score = sum(row.scores) / len(row.scores) if self.config.output_scores else None
         return Completion(
             row.stops.text, token_ids, row.finish_reason, prompt_tokens, logprobs, score
-        )
-
-
-# What a completion takes, and each of its tokens, and each log-probability that is reported: as
-# measured, rounded up.
-_ROW_BYTES, _TOKEN_BYTES, _REPORT_BYTES = 2_000, 100, 150
-_MUCH = 1 << 28  # bytes; for less, nobody is asked how many are free
-
-
-def check_memory(cache: KVCache, batch_size: int) -> None:
-    """Refuse a batch_size of which not even the first tokens fit the budget of the KV cache.
-
-    Raises:
-        ValueError: says what they would take; also if the budget is too little for anything.
-    """
-    if not cache.fits(1, 1):
-        least = min(STEP, cache.max_capacity)
-        raise ValueError(
-            f"kv_cache_bytes ({cache.max_bytes:,}) must be at least {cache.bytes(1, least):,}, "
-            f"which keys and values of {least} tokens take"
-        )
-    needed = cache.bytes(batch_size, 1)
-    if cache.max_bytes is not None and needed > cache.max_bytes:
-        raise ValueError(
-            f"batch_size ({batch_size}): the keys and values of so many sequences take at least "
-            f"{needed:,} bytes, a token each, and kv_cache_bytes allows {cache.max_bytes:,}"
         )
 
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from paddlenlp_codegen_task import CodeGenerator, Completion, GenerationConfig, generation_config
 from paddlenlp_codegen_task.decoding.request import new_row
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
+from paddlenlp_codegen_task.memory import completion_bytes
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
@@ -376,6 +377,11 @@ def test_numpy_s_scalars_are_values_like_any_other():
         ({"home_path": "\ud800"}, r"home_path: '\\ud800': not valid Unicode"),
         ({"draft_model": 3}, "draft_model must be a model's name or a folder's path, got 3"),
         ({"draft_model": ""}, "draft_model must not be empty"),
+        (
+            {"draft_model": Path("no folder")},
+            "draft_model: task_path: there is no folder no folder$",
+        ),
+        ({"draft_model": "gpt2"}, "draft_model: unknown model 'gpt2': There is no folder of this"),
         ({"name_or_path": 3}, "name_or_path must be a model's name or a folder's path, got 3"),
         ({"name_or_path": ""}, "name_or_path must not be empty"),
         ({"name_or_path": "~nosuchuser/x"}, "name_or_path: '~nosuchuser/x': there is no such"),
@@ -387,8 +393,8 @@ def test_numpy_s_scalars_are_values_like_any_other():
         ({"batch_size": 2**64}, f"batch_size must be at most {2**63 - 1}, got {2**64}"),
         ({"seed": 10**5000}, "seed must be at most [0-9]+, got an integer of 16610 bits"),
         ({"max_length": np.timedelta64(5, "s")}, "max_length must be an integer"),
-        ({"suppress_tokens": range(10**9)}, "suppress_tokens may list 1048576 tokens, and lists m"),
-        ({"suppress_tokens": itertools.count()}, "suppress_tokens may list 1048576 tokens"),
+        ({"suppress_tokens": range(10**9)}, "suppress_tokens may list 262144 tokens, and lists m"),
+        ({"suppress_tokens": itertools.count()}, "suppress_tokens may list 262144 tokens"),
         ({"stop": "\ud800"}, r"stop: '\\ud800' holds a lone surrogate, not valid Unicode"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
@@ -469,7 +475,8 @@ def test_what_a_completion_is_reckoned_to_take(builtin: CodeGenerator, logprobs:
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == 100
-    assert taken < call.result_bytes < 4 * taken
+    reckoned = completion_bytes(config, 100, logprobs, 8192)
+    assert taken < reckoned < 4 * taken
 
 
 # What has no effect

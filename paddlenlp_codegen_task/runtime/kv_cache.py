@@ -62,6 +62,7 @@ class KVCache:
         max_capacity: most tokens a slot can hold: the model's context length.
         max_bytes: most memory the buffers may take; None for no limit. One buffer more than there
             are counts, as growing holds an old one beside its successor.
+        count: buffers that there are.
         slots: sequences the buffers have room for.
         capacity: tokens a slot has room for.
         buffers: key and value of the first layer, and so on.
@@ -75,7 +76,7 @@ class KVCache:
         self.slots = self.capacity = self.version = self.allocation = 0
         self.buffers: list[Buffer] = []
         self._memory = memory
-        self._count = 2 * config.n_layer
+        self.count = 2 * config.n_layer
         self._token_bytes = config.n_embd * memory.itemsize  # of one buffer
         self._shape = config.n_head, config.head_dim
         self._lengths: dict[int, int] = {}
@@ -87,7 +88,7 @@ class KVCache:
 
     def bytes(self, slots: int, capacity: int) -> int:
         """What buffers of this size take, as `max_bytes` counts it."""
-        return slots * capacity * self._token_bytes * (self._count + 1)
+        return slots * capacity * self._token_bytes * (self.count + 1)
 
     def holds(self, slots: int, tokens: int) -> bool:
         """Whether the buffers, as they are, have room for so many slots of so many tokens."""
@@ -177,7 +178,7 @@ class KVCache:
         """Write zeros behind what a slot holds: NaN there would spread to whatever comes after."""
         length, (heads, head_dim) = self.length(slot), self._shape
         zeros = np.zeros((heads, self.capacity - length, head_dim), np.float32)
-        self._write(slot, length, [zeros] * self._count)
+        self._write(slot, length, [zeros] * self.count)
 
     def _write(self, slot: int, first: int, block: Sequence[npt.NDArray[Any]]) -> None:
         at = Place(slot, self.capacity)
@@ -207,7 +208,7 @@ class KVCache:
             self.buffers.clear()
         self.allocation += 1
         self._allocated = 0  # unless all of the following succeeds
-        for n in range(self._count):
+        for n in range(self.count):
             new = self._memory.zeros(slots * capacity)
             for slot, length in held:
                 old, at, to = self.buffers[n], Place(slot, before), Place(slot, capacity)
