@@ -279,6 +279,7 @@ def _save_program(config: CodeGenConfig, folder: Path, dtype: str) -> None:
     program = paddle.static.normalize_program(program, values, list(outputs))
     if _uses_pir():
         path = folder / PROGRAM_FILES[0]
+        path.touch()  # where it cannot be made, Paddle's error does not say why
         paddle.base.core.serialize_pir_program(program, str(path), True, False, True)
     else:
         _alias_caches(program)
