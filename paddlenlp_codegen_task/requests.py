@@ -177,8 +177,7 @@ class Call:
         token_ids = tuple(row.token_ids)
         logprobs = None
         if self.config.logprobs is not None:
-            noted = zip(token_ids, row.log_probs, strict=False)  # end of text is not in token_ids
-            logprobs = tuple({token_id: own, **top} for token_id, (own, top) in noted)
+            logprobs = tuple(row.noted())
         score = sum(row.scores) / len(row.scores) if self.config.output_scores else None
         return Completion(
             row.stops.text, token_ids, row.finish_reason, prompt_tokens, logprobs, score

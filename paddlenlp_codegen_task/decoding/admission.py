@@ -55,6 +55,11 @@ class Admission:
         """Whether anything may start."""
         return bool(self._turns or self._set_back)
 
+    @property
+    def requests(self) -> int:
+        """How many requests have rows that wait."""
+        return len(self._set_back) + sum(len(line.waiting) for line in self._lines.values())
+
     def expected(self) -> int:
         """How many rows would run if all that wait did, as far as the limits allow."""
         found = 0

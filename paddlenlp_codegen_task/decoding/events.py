@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paddlenlp_codegen_task.decoding.request import FinishReason, Request, Row
@@ -15,12 +16,15 @@ class Text:
         index: of the row.
         text: what is new; may be "" at the end.
         finish_reason: why the row ended; None if it goes on.
+        log_probs: of the tokens generated since the last event, whether their text is settled or
+            not: token to log-probability, the token itself first; if they were asked for.
     """
 
     request: Request
     index: int
     text: str
     finish_reason: FinishReason | None
+    log_probs: Sequence[dict[int, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class Pace:
     guessed: int = 0  # steps with guesses since the last one without
     plain_patience: int = PLAIN[0]  # of them until the next one without
     kinds: dict[str, _Kind] = field(default_factory=dict)
+    drafted: int = 0  # tokens, since the beginning
+    accepted: int = 0  # of them
 
     def limit(self, kind: str, room: int) -> int:
         """How many tokens of this kind to draft, 0 to min(room, MAX_DRAFT)."""
@@ -73,6 +75,7 @@ class Pace:
         for n in range(min(accepted + 1, drafted)):
             known.accepted = _mean(known.accepted, float(n < accepted), 0.05)
         self.guessed += 1
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         row = max(seconds - self.plain_seconds, 0.0) / drafted
         self.row_seconds = _mean(self.row_seconds, row, 0.1)
 

@@ -24,11 +24,13 @@ class PrefixCache:
     Attributes:
         max_bytes: most memory that the blocks take.
         bytes: what they take now.
+        asked: tokens of all texts that were to be restored.
+        found: how many of them were.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.bytes = 0
+        self.bytes = self.asked = self.found = 0
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
 
     def holds(self, token_ids: TokenIds[int]) -> bool:
@@ -51,6 +53,8 @@ class PrefixCache:
         if found:
             buffers = zip(*found, strict=True)
             cache.write(slot, [np.concatenate(parts, axis=1) for parts in buffers])
+        self.asked += len(token_ids)
+        self.found += len(found) * BLOCK
         return len(found) * BLOCK
 
     def save(self, cache: KVCache, slot: int, token_ids: TokenIds[int]) -> None:

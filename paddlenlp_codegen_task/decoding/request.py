@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -267,6 +268,9 @@ class Row:
         finish_reason: "stop" (truncation matched), "eos" or "length"; None while it runs.
         age: rows that started later have more.
         shown: how many characters of its text have been handed out.
+        told: how many of its tokens have.
+        begun: when it started, by time.monotonic().
+        cached_tokens: how many of the prompt's came from the prefix cache.
     """
 
     request: Request
@@ -282,11 +286,20 @@ class Row:
     scores: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     shown: int = 0
+    told: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    cached_tokens: int = 0
 
     @property
     def history(self) -> list[int]:
         """The prompt and the new tokens."""
         return [*self.request.prompt_ids, *self.token_ids]
+
+    def noted(self, first: int = 0) -> list[dict[int, float]]:
+        """Of token_ids from `first` on, if asked for: token to log-probability, its own first."""
+        # The end-of-text token is only among the log-probabilities.
+        pairs = zip(self.token_ids[first:], self.log_probs[first:], strict=False)
+        return [{token_id: own, **top} for token_id, (own, top) in pairs]
 
     def release(self) -> None:
         """Give up what only a running row needs: a call may have a million of them."""

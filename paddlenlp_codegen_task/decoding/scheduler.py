@@ -67,6 +67,11 @@ class Scheduler:
         return bool(self.slots.rows) or waiting
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn, or for more of it."""
+        return self._admission.requests
+
+    @property
     def requests(self) -> list[Request]:
         """Those that have not ended."""
         return list(self._live)
@@ -215,8 +220,9 @@ class Scheduler:
         text = row.stops.text if done else row.stops.settled
         if done or len(text) > row.shown:
             new = text[row.shown :]
-            self._events.append(Text(row.request, row.index, new, row.finish_reason))
-            row.shown = len(text)
+            log_probs = row.noted(row.told)
+            self._events.append(Text(row.request, row.index, new, row.finish_reason, log_probs))
+            row.shown, row.told = len(text), row.told + len(log_probs)
 
     def _retire(self, row: Row) -> None:
         """Take a row out that has ended; the next of its request may go on in its slot."""

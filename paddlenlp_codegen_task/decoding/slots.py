@@ -34,6 +34,12 @@ class Slots:
         """Tokens of the slot that holds most."""
         return max(map(self._cache.length, range(self.used)), default=0)
 
+    @property
+    def usage(self) -> float:
+        """Share of the byte budget that what runs takes, 0 to 1; without a budget, of one row."""
+        most = self._cache.max_bytes or self._cache.bytes(1, self._cache.max_capacity)
+        return min(self._cache.bytes(self.used, self.longest) / most, 1.0)
+
     def room_for(self, rows: int, tokens: int) -> bool:
         """Whether so many rows more, all as long as `tokens` at most, fit the byte budget."""
         return self._cache.fits(self.used + rows, max(self.longest + 1, tokens))

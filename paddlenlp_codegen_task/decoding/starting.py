@@ -189,5 +189,6 @@ class Starting:
         for n, start in enumerate(starts):
             prompt_ids = start.request.prompt_ids if len(starts) == 1 else []
             done = self._slots.restore(slot + n, prompt_ids)
+            start.rows[0].cached_tokens = done
         self._slots.prefilling = len(starts)
         return _Prefill(starts, done)

@@ -1,0 +1,1 @@
+"""A completion server: HTTP in front of one generator."""
