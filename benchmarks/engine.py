@@ -216,7 +216,7 @@ def memory(model: str, load: dict[str, Any], requests: int, budget: int) -> dict
             scheduler.slots.clear()
             freed.set()
 
-        generator._engine.run(free)
+        generator.engine.run(free)
         freed.wait()
         before = resident()
         watcher = threading.Thread(target=watch)

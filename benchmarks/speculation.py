@@ -63,7 +63,7 @@ def accepted(generator: CodeGenerator) -> dict[str, float]:
         kinds = scheduler.pace.kinds.items()
         found.put({kind: round(known.accepted, 3) for kind, known in kinds})
 
-    generator._engine.run(read)
+    generator.engine.run(read)
     return found.get()
 
 

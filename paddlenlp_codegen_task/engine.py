@@ -55,6 +55,11 @@ class Engine:
         _loops[key] = weakref.ref(self._loop, lambda _: _loops.pop(key, None))
         weakref.finalize(self, self._loop.stop, "this generator is gone").atexit = False
 
+    @property
+    def closed(self) -> str | None:
+        """Why nothing runs any more; None while it may."""
+        return self._loop.closed
+
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         """Have requests run; what becomes of them goes to `sink`.
 

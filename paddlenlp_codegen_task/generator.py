@@ -55,6 +55,10 @@ class CodeGenerator:
 
     One thread of its own runs the model; any number of threads may ask, and what they ask runs
     together.
+
+    Attributes:
+        batch_size: most sequences that run at once.
+        engine: what runs them.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class CodeGenerator:
             )
         self._model = model
         self._defaults = defaults or GenerationConfig()
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         if draft_model is not None:
             check_vocabulary(draft_model, model)
         self._drafter = DraftModel(draft_model.runtime) if draft_model else None
@@ -93,7 +97,7 @@ class CodeGenerator:
             check_prefix_cache(model.runtime.cache, prefix_cache_bytes)
             cache = PrefixCache(prefix_cache_bytes)
         scheduler = Scheduler(model.runtime, batch_size, cache)
-        self._engine = Engine(scheduler, _freeing(model, draft_model, scheduler))
+        self.engine = Engine(scheduler, _freeing(model, draft_model, scheduler))
         self._origin: tuple[str, Any, dict[str, Any]] | None = None  # what loads it again
 
     @classmethod
@@ -226,7 +230,7 @@ class CodeGenerator:
         found: list[list[Completion]] = [[] for _ in requests]
         with Bar(len(texts), progress) as bar:
             pairs = ((number, requests[number]) for number in order)
-            for number, finished in running.completed(self._engine, call, pairs):
+            for number, finished in running.completed(self.engine, call, pairs):
                 found[number] = call.completions(finished.request, finished.rows)
                 bar.update(sum(len(row.token_ids) for row in finished.rows))
         return found
@@ -259,7 +263,7 @@ class CodeGenerator:
         requests = ((number, call.request(text, number)) for number, text in enumerate(texts))
         return (
             (number, call.completions(finished.request, finished.rows))
-            for number, finished in running.completed(self._engine, call, requests)
+            for number, finished in running.completed(self.engine, call, requests)
         )
 
     def stream(
@@ -291,13 +295,13 @@ class CodeGenerator:
         check_call_options(options, GenerationOptions)
         if checks.text(prompt) is None:
             raise TypeError(f"prompt must be a str, got {checks.kind(prompt)}")
-        call = self._call(config, {**options}, self._batch_size, streamed=True)
+        call = self._call(config, {**options}, self.batch_size, streamed=True)
         if (call.config.best_of or 1) > 1:
             raise ValueError(
                 f"best_of must be 1 to stream, got {call.config.best_of}: samples are ranked when "
                 "all have ended"
             )
-        pieces = running.pieces(self._engine, call, call.request(prompt, 0))
+        pieces = running.pieces(self.engine, call, call.request(prompt, 0))
         return pieces if call.config.num_return_sequences > 1 else running.of_one(pieces)
 
     def session(self, path: str | os.PathLike[str] | None = None) -> Session:
@@ -314,7 +318,7 @@ class CodeGenerator:
         """
         model = {"name": self.name, "sizes": asdict(self.config)}
         turns = [] if path is None else read_turns(path, model)
-        self._engine.run(_keep_prefixes)
+        self.engine.run(_keep_prefixes)
 
         def complete(prompt: str, **options: Unpack[GenerationOptions]) -> str:
             for name in _NOT_OF_TURNS:
@@ -325,12 +329,22 @@ class CodeGenerator:
 
         return Session(complete, model, turns)
 
+    def call(self, streamed: bool = False, **options: Unpack[GenerationOptions]) -> Call:
+        """Check options, for who makes requests of them and gives those to the engine itself.
+
+        Args:
+            streamed: whether the engine is to tell of text as soon as it is settled.
+            **options: fields of GenerationConfig.
+        """
+        check_call_options(options, GenerationOptions)
+        return self._call(None, {**options}, self.batch_size, streamed)
+
     def add_step_hook(self, hook: Callable[[Forward], None]) -> None:
         """Have a function called after each step of the model, in the thread that makes the steps.
 
         For measuring: what it takes is time in which nothing runs. A hook that raises is dropped.
         """
-        self._engine.run(lambda scheduler: scheduler.hooks.append(hook))
+        self.engine.run(lambda scheduler: scheduler.hooks.append(hook))
 
     def remove_step_hook(self, hook: Callable[[Forward], None]) -> None:
         """Take a hook away that `add_step_hook` added."""
@@ -339,7 +353,7 @@ class CodeGenerator:
             if hook in scheduler.hooks:
                 scheduler.hooks.remove(hook)
 
-        self._engine.run(remove)
+        self.engine.run(remove)
 
     def close(self) -> None:
         """Free the model and its buffers; what still runs ends with a RuntimeError.
@@ -347,7 +361,7 @@ class CodeGenerator:
         May be called from anywhere, at any time and more than once. Waits for the step that runs,
         a few seconds at most.
         """
-        self._engine.close("this generator is closed")
+        self.engine.close("this generator is closed")
 
     def __enter__(self) -> CodeGenerator:
         return self
@@ -370,7 +384,7 @@ class CodeGenerator:
 
     def _batch_size_of(self, options: dict[str, Any]) -> int:
         """Take the option batch_size out of a call's options."""
-        return checked_batch_size(options.pop("batch_size", self._batch_size))
+        return checked_batch_size(options.pop("batch_size", self.batch_size))
 
     def _new_drafters(self, config: GenerationConfig) -> list[Drafter]:
         wanted = config.prompt_lookup

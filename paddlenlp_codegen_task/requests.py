@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,14 @@ class Completion:
 
 
 class PromptTooLong(ValueError):
-    """A prompt of `tokens` tokens leaves no room for `max_length` more: only `room` fit."""
+    """A prompt of `tokens` tokens leaves no room for `max_length` more: only `room` fit.
+
+    `context` is how many the model has room for in all.
+    """
 
     def __init__(self, number: int, tokens: int, max_length: int, room: int, context: int) -> None:
         """Say so of the prompt with this number."""
-        self.tokens, self.max_length, self.room = tokens, max_length, room
+        self.tokens, self.max_length, self.room, self.context = tokens, max_length, room, context
         super().__init__(
             f"prompt {number} has {tokens} tokens, and with max_length {max_length} only {room} "
             f"fit the context of {context}: shorten it, lower max_length, or pass "
@@ -118,7 +121,29 @@ class Call:
         Raises:
             TypeError, ValueError: it is none, or does not fit the model or its memory.
         """
-        prompt_ids = self._encode(checked_prompt(text, number), number)
+        text = checked_prompt(text, number)
+        return self._request(text, self._encode(text, number), number)
+
+    def request_of_ids(
+        self, token_ids: Sequence[int], number: int, most: int | None = None
+    ) -> Request:
+        """Make a request of a prompt that is tokens already; of the last `most` of them.
+
+        Raises:
+            ValueError: one of them is none of the vocabulary, or as `request`.
+        """
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise ValueError(
+                    f"prompt {number} must have tokens from 0 to {self._vocab_size - 1}, "
+                    f"got {token_id}"
+                )
+        if not token_ids:
+            raise ValueError(f"prompt {number} must not be empty")
+        token_ids = self._fitted(list(token_ids)[-(most or 0) :], number)
+        return self._request(self._model.tokenizer.decode(token_ids), token_ids, number)
+
+    def _request(self, text: str, prompt_ids: list[int], number: int) -> Request:
         scanner = self._truncator.scanner(text)  # which reads the prompt once, for all samples
         request = Request(
             prompt_ids,
@@ -144,14 +169,18 @@ class Call:
         return [self._completion(row, len(request.prompt_ids)) for row in wanted]
 
     def _encode(self, text: str, number: int) -> list[int]:
-        """Tokens of a prompt, if they fit the context beside max_length new ones."""
-        room = self._context - self.config.max_length
+        """Tokens of a prompt."""
         try:
             token_ids = self._model.tokenizer.encode(text)
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
         if not token_ids:
             raise ValueError(f"prompt {number}: the tokenizer knows none of its characters")
+        return self._fitted(token_ids, number)
+
+    def _fitted(self, token_ids: list[int], number: int) -> list[int]:
+        """Tokens of a prompt, as far as they fit the context beside max_length new ones."""
+        room = self._context - self.config.max_length
         if len(token_ids) <= room:
             return token_ids
         if self.config.prompt_overflow == "truncate_left":

@@ -23,7 +23,7 @@ def look(generator: CodeGenerator, at: Callable[[Scheduler], T]) -> T:
     After all that this thread has asked of the engine before, as that takes things in turn.
     """
     found: queue.SimpleQueue[T] = queue.SimpleQueue()
-    generator._engine.run(lambda scheduler: found.put(at(scheduler)))
+    generator.engine.run(lambda scheduler: found.put(at(scheduler)))
     return found.get(timeout=PATIENCE)
 
 
@@ -34,12 +34,12 @@ def at_work(generator: CodeGenerator) -> int:
 
 def gather(generator: CodeGenerator, count: int) -> None:
     """Have the engine rest until `count` things more are asked of it, to start them together."""
-    inbox = generator._engine._loop.inbox
+    inbox = generator.engine._loop.inbox
 
     def wait(_: Scheduler) -> None:
         until(lambda: inbox.qsize() >= count)
 
-    generator._engine.run(wait)
+    generator.engine.run(wait)
 
 
 def until(holds: Callable[[], Any]) -> None:

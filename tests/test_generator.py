@@ -603,7 +603,7 @@ def test_calls_do_not_raise_each_other_s_limits(generator: CodeGenerator, sizes:
     rows_of: list[Counter[int]] = []  # of each step, how many rows of which limit
 
     def count(_: Forward) -> None:  # in the thread that makes the steps
-        rows = generator._engine._loop.scheduler.slots.rows
+        rows = generator.engine._loop.scheduler.slots.rows
         rows_of.append(Counter(id(row.request.batch) for row in rows))
         limits.update({id(row.request.batch): row.request.batch.limit for row in rows})
 
@@ -726,7 +726,7 @@ def test_what_a_pickle_of_a_generator_loads(folder: Path, home_path: Path):
         with pickle.loads(pickle.dumps(one)) as again:
             assert again is not one
             assert again.generate("ab") == expected
-            assert again._batch_size == 3
+            assert again.batch_size == 3
             assert again.folder == one.folder
         with copy.deepcopy(one) as again:
             assert again.generate("ab") == expected

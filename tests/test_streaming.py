@@ -247,14 +247,14 @@ def test_closing_ends_what_runs(own: CodeGenerator):
         next(own.generate_as_completed(["x = 1\n"]))
     with pytest.raises(RuntimeError, match="this generator is closed"):
         own.session().turn("x = 1\n")
-    cache = own._engine._loop.scheduler.slots.prefix_cache
+    cache = own.engine._loop.scheduler.slots.prefix_cache
     assert cache is not None
     assert cache.bytes == 0
 
 
 def test_closing_leaves_no_prefix_behind(own: CodeGenerator):
     own.generate("x = 1\n" * 40, max_length=2)
-    cache = own._engine._loop.scheduler.slots.prefix_cache
+    cache = own.engine._loop.scheduler.slots.prefix_cache
     assert cache is not None
     assert cache.bytes > 0
     own.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -110,7 +110,7 @@ async def _hung_up(request: Request) -> None:
 
 
 async def event_stream(completions: Completions, job: Job) -> Response:
-    """An answer by server-sent events. Its first part is awaited: until then errors have a status."""
+    """An answer by server-sent events; what fails before its first part has a status."""
     parts = completions.stream(job)
     try:
         first = await anext(parts, None)
@@ -119,8 +119,8 @@ async def event_stream(completions: Completions, job: Job) -> Response:
     return StreamingResponse(_events(first, parts), media_type="text/event-stream")
 
 
-async def _events(first: Any, parts: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    async with aclosing(parts):  # type: ignore[type-var]
+async def _events(first: Any, parts: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(parts):
         try:
             if first is not None:
                 yield _event(first)
@@ -130,7 +130,9 @@ async def _events(first: Any, parts: AsyncIterator[Any]) -> AsyncIterator[bytes]
             yield _event(error.body())
         except Exception as error:
             logger.warning("a stream has failed: %r", error)
-            message = RequestError(f"{type(error).__name__}: {error}", status=500, kind="server_error")
+            message = RequestError(
+                f"{type(error).__name__}: {error}", status=500, kind="server_error"
+            )
             yield _event(message.body())
             return
     yield DONE
@@ -138,5 +140,3 @@ async def _events(first: Any, parts: AsyncIterator[Any]) -> AsyncIterator[bytes]
 
 def _event(body: Any) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,7 +58,7 @@ class AsyncEngine:
         """Whether anything can still run."""
         return self._engine.closed is None
 
-    async def run(self, call: Call, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+    async def run(self, call: Call, requests: Sequence[Request]) -> AsyncGenerator[Piece, None]:
         """Run the requests of one call, and yield what becomes of them.
 
         Leaving the iterator, in whatever way, gives up what has not ended.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,8 @@ class Completions:
             finished = await self.engine.finish(job.call, job.requests)
         except Overloaded:
             raise overloaded() from None
-        choices, generated, cached = [], 0, 0
+        choices: list[dict[str, Any]] = []
+        generated = cached = 0
         for n, one in enumerate(finished):
             generated += sum(len(row.token_ids) for row in one.rows)
             cached += one.rows[0].cached_tokens
@@ -92,7 +93,7 @@ class Completions:
                 choices.append(self._choice(job, n, len(choices), completion))
         return answer.body(choices, usage=protocol.usage(job.prompt_tokens, generated, cached))
 
-    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         """An answer, part by part."""
         answer = protocol.Answer(self.engine.generator.name)
         count, asked = job.call.config.num_return_sequences, job.asked
@@ -135,10 +136,7 @@ class Completions:
             options["truncation"] = self.settings.truncation
         try:
             call = self.engine.generator.call(streamed=bool(asked.stream), **options)
-            requests = [
-                call.request(prompt, n, asked.truncate_prompt_tokens)
-                for n, prompt in enumerate(prompts)
-            ]
+            requests = [self._request(asked, call, prompt, n) for n, prompt in enumerate(prompts)]
         except PromptTooLong as error:
             raise RequestError(
                 f"This model's context has {error.context} tokens, and the prompt has "
@@ -155,6 +153,16 @@ class Completions:
                 for prompt in prompts
             ]
         return Job(asked, call, requests, texts)
+
+    def _request(
+        self, asked: CompletionRequest, call: Call, prompt: str | protocol.Ids, number: int
+    ) -> Request:
+        most = asked.truncate_prompt_tokens
+        if isinstance(prompt, str) and most is None:
+            return call.request(prompt, number)
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt)
+        return call.request_of_ids(prompt, number, most)
 
     def _choice(self, job: Job, prompt: int, index: int, completion: Completion) -> dict[str, Any]:
         text, offset = completion.text, 0

@@ -33,7 +33,7 @@ class LogProbs:
         self._waiting: deque[tuple[int, dict[int, float] | None]] = deque()
 
     def add(self, tokens: Iterable[dict[int, float]]) -> None:
-        """Append tokens: for each its log-probability, its own first, and those of the likeliest."""
+        """Append tokens: for each the log-probabilities, its own first."""
         for one in tokens:
             self.add_token(next(iter(one)), one)
 
@@ -75,5 +75,3 @@ class LogProbs:
 
 def _finite(log_prob: float) -> float:
     return max(log_prob, MINUS_INFINITY)
-
-

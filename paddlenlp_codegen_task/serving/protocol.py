@@ -109,11 +109,14 @@ def prompts(request: CompletionRequest) -> list[str | Ids]:
     found = request.prompt
     if found is None:
         raise RequestError("prompt: a string is required, or a list of them", "prompt")
-    if isinstance(found, str) or (found and isinstance(found[0], int)):
-        return [found]  # type: ignore[list-item]
+    if isinstance(found, str):
+        return [found]
     if not found:
         raise RequestError("prompt: the list is empty", "prompt")
-    return list(found)  # type: ignore[arg-type]
+    ids = [one for one in found if isinstance(one, int)]
+    if ids:
+        return [ids]
+    return [one for one in found if not isinstance(one, int)]
 
 
 def generation_options(request: CompletionRequest, truncations: Sequence[str]) -> GenerationOptions:
@@ -152,7 +155,9 @@ def generation_options(request: CompletionRequest, truncations: Sequence[str]) -
     if request.use_beam_search:
         options["decode_strategy"] = "beam_search"
         options["num_beams"] = max(best_of or count, count)
-        options["length_penalty"] = 1.0 if request.length_penalty is None else request.length_penalty
+        options["length_penalty"] = (
+            1.0 if request.length_penalty is None else request.length_penalty
+        )
         del options["seed"]
     elif temperature == 0:
         options["decode_strategy"] = "greedy_search"

@@ -419,18 +419,18 @@ OPTIONS: list[dict[str, Any]] = [
 @contextmanager
 def paced(generator: CodeGenerator, pace: Pace) -> Iterator[list[Forward]]:
     """Have a generator draft at this pace; gives a list to which its steps are appended."""
-    before, made = generator._engine._loop.scheduler.pace, list[Forward]()
+    before, made = generator.engine._loop.scheduler.pace, list[Forward]()
 
     def set_pace(scheduler: Scheduler, to: Pace) -> None:
         scheduler._speculation.pace = to
 
-    generator._engine.run(lambda scheduler: set_pace(scheduler, pace))
+    generator.engine.run(lambda scheduler: set_pace(scheduler, pace))
     generator.add_step_hook(made.append)
     try:
         yield made
     finally:
         generator.remove_step_hook(made.append)
-        generator._engine.run(lambda scheduler: set_pace(scheduler, before))
+        generator.engine.run(lambda scheduler: set_pace(scheduler, before))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
