@@ -11,9 +11,10 @@ HERE = Path(__file__).resolve().parent
 # (PaddleNLP issues 10781, 11133, 10809).
 PADDLENLP_PINS = ["aistudio-sdk<0.3", "pyarrow<21", "datasets<4"]
 
-# What benchmarks/truncation.py compares with: these parsers, which need nothing else.
 # The server and the command line; PaddleNLP brings most of these itself.
 SERVE = ["fastapi>=0.115", "prometheus_client", "rich", "typer", "uvicorn>=0.30"]
+
+# What benchmarks/truncation.py compares with: these parsers, which need nothing else.
 TREE_SITTER = [
     "tree-sitter",
     "tree-sitter-c",
