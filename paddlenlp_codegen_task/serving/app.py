@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from paddlenlp_codegen_task.generator import CodeGenerator
+from paddlenlp_codegen_task.serving import page
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine, Overloaded
 from paddlenlp_codegen_task.serving.completions import Completions, Job, overloaded
 from paddlenlp_codegen_task.serving.protocol import CompletionRequest, RequestError
@@ -62,6 +63,7 @@ def create_app(generator: CodeGenerator, settings: Settings | None = None) -> Fa
         well = engine.alive and not engine.draining
         return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
 
+    page.add_routes(app)
     return app
 
 
