@@ -82,7 +82,6 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
-        "License :: OSI Approved :: Apache Software License",
         "Natural Language :: Chinese (Simplified)",
         "Natural Language :: English",
         "Operating System :: POSIX :: Linux",
@@ -100,7 +99,7 @@ setup(
     # The one that the tests run on: the pinned packages end with others.
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["paddlenlp_codegen_task", "paddlenlp_codegen_task.*"]),
-    package_data={"paddlenlp_codegen_task": ["py.typed", "builtin/*"]},
+    package_data={"paddlenlp_codegen_task": ["py.typed", "builtin/*", "serving/page/*.html"]},
     install_requires=[
         # A pre-release in the specifier lets pip choose 3.0.0b4.
         "paddlenlp>=2.8.1,<=3.0.0b4",
@@ -130,6 +129,7 @@ setup(
             "import-linter",
             "matplotlib",
             "mypy",
+            "playwright",
             "pytest",
             "ruff",
             "scipy",
