@@ -102,14 +102,17 @@ class Attacker:
             _fill(filler, obstacle, given["amount"])
 
         def obstructed() -> Any:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
             if obstacle == "length":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (given["amount"],) * 2)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (given["amount"], limits[1]))
             if given["late"]:
                 usage = shutil.disk_usage(self.disk)
                 shutil.disk_usage = lambda _: usage._replace(free=1 << 40)  # type: ignore[assignment]
-            return work.write()
+            try:
+                return work.write()
+            finally:  # what it has found is written to another disk
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        # Its result is on another disk, and short.
         found = Child(obstructed, self._folder / "result").wait()
         if "error" not in found:
             work.check_written(found["value"])

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -53,6 +54,60 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     yield start_one
     for one in started.values():
         one.close()
+
+
+# Inputs that once failed, in the form that `draw` gives them.
+ONCE_FAILED: list[tuple[str, dict[str, Any]]] = [
+    *(
+        ("flips", {"target": "onnxruntime-fp32", "how": "stray", "large": large, "stray": stray})
+        for large, stray in [
+            (False, "tokenizer.json"),
+            (True, "added_tokens.json"),
+            (True, "stray"),
+        ]
+    ),
+    ("disks", {"work": "onnxruntime", "obstacle": "bytes", "amount": 1030, "late": True}),
+    ("disks", {"work": "onnxruntime", "obstacle": "length", "amount": 100, "late": True}),
+    ("disks", {"work": "paddle", "obstacle": "bytes", "amount": 3521, "late": True}),
+    ("disks", {"work": "paddle", "obstacle": "names", "amount": 11, "late": True}),
+    *(
+        ("pickles", {"sort": "bomb", "program": program})
+        for program in [
+            [["fQ==", 1], ["fV1dYQ==", 750_000], ["fQ==", 3_000_000], ["dC4=", 1]],
+            [["KCgoKA==", 1], ["XYWU", 1_000_000], ["lf//////////Tg==", 300_000], ["ZS4=", 1]],
+            [["XXEA", 1], ["SwFh", 1_000_000], ["jAFhXWgAYQ==", 428_571], ["US4=", 1]],
+            [["KXEA", 1], ["XZQ=", 1_500_000], ["US4=", 1]],
+        ]
+    ),
+    *(
+        ("options", {"face": face, "options": {name: value}})
+        for face, name, value in [
+            ("load", "draft_model", "'file'"),
+            ("load", "draft_model", "'.'"),
+            ("load", "draft_model", "'../home-2'"),
+            ("load", "home_path", "'loop/x'"),
+            ("load", "truncation", "'a' * 100_000"),
+            ("config", "truncation", "[str(n) for n in range(20_000)]"),
+            ("config", "truncation", "'[[a]'"),
+            ("config", "suppress_tokens", "itertools.repeat(1)"),
+            ("config", "num_return_sequences", "[LongRepr()] * 100"),
+            ("config", "ignore_eos", "10**5000"),
+        ]
+    ),
+    (
+        "texts",
+        {"truncation": None, "stop": ["$"], "many": 20_000, "completion": [["x{", 50_000]]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "made"), ONCE_FAILED)
+def test_what_once_failed(kind: str, made: dict[str, Any], start: Callable[[str], Worker]) -> None:
+    also = {
+        "flips": {"file": 0, "places": [0], "bit": 0, "by": "from_pretrained"},
+        "texts": {"prompt": [], "step": 1000},
+    }
+    start(kind).attack({**also.get(kind, {}), **made})
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
