@@ -148,7 +148,10 @@ def test_examples_that_are_not_run_compile(name: str):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_blocks_say_what_they_are(name: str):
-    assert {language for language, _, _ in read(name).blocks} <= {"python", "py", "bash", "text"}
+    known = {"python", "py", "bash", "text", "json", "yaml", "lua"}
+    assert {language for language, _, _ in read(name).blocks} <= known
+    for _, code in read(name).code("json"):
+        json.loads(code)
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
