@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from paddlenlp_codegen_task.generator import CodeGenerator
-from paddlenlp_codegen_task.serving import page
+from paddlenlp_codegen_task.serving import operations, page
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine, Overloaded
 from paddlenlp_codegen_task.serving.completions import Completions, Job, overloaded
+from paddlenlp_codegen_task.serving.gate import Gone
 from paddlenlp_codegen_task.serving.protocol import CompletionRequest, RequestError
 from paddlenlp_codegen_task.serving.settings import Settings
 
@@ -28,10 +29,6 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 
 
-class Gone(Exception):
-    """The client has hung up."""
-
-
 def create_app(generator: CodeGenerator, settings: Settings | None = None) -> FastAPI:
     """Return an ASGI application that completes code; it does not close the generator.
 
@@ -40,7 +37,9 @@ def create_app(generator: CodeGenerator, settings: Settings | None = None) -> Fa
         settings: what is allowed; None for the defaults.
     """
     settings = settings or Settings()
-    engine = AsyncEngine(generator, generator.batch_size + settings.max_waiting)
+    engine = AsyncEngine(
+        generator, generator.batch_size + settings.max_waiting, settings.request_timeout
+    )
     completions = Completions(engine, settings)
     app = FastAPI(title="paddlenlp-codegen", docs_url=None, redoc_url=None)
     app.state.engine, app.state.settings, app.state.completions = engine, settings, completions
@@ -58,12 +57,9 @@ def create_app(generator: CodeGenerator, settings: Settings | None = None) -> Fa
             return await event_stream(completions, job)
         return JSONResponse(await unless_gone(request, completions.answer(job)))
 
-    @app.get("/health")
-    async def health() -> Response:
-        well = engine.alive and not engine.draining
-        return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
-
     page.add_routes(app)
+    operations.add_routes(app, engine)
+    operations.add_gate(app, engine, settings)
     return app
 
 

@@ -14,6 +14,8 @@ from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.engine import Engine
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.requests import Call
+from paddlenlp_codegen_task.serving.metrics import Metrics, Snapshot
+from paddlenlp_codegen_task.serving.protocol import RequestError
 
 T = TypeVar("T")
 
@@ -22,6 +24,24 @@ UNREAD = 64  # hand-overs of one request that its reader has not taken, at which
 
 class Overloaded(Exception):
     """As much waits as may."""
+
+
+class TimedOut(RequestError):
+    """A request has taken longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        """Say how long that is."""
+        message = f"the request was not done within {seconds:g} seconds"
+        super().__init__(message, status=504, kind="timeout_error", code="timeout")
+
+
+class Stopped(RequestError):
+    """The server stops, and the request had not ended."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        message = "the server has stopped before the request was done"
+        super().__init__(message, status=503, kind="server_error")
 
 
 @dataclass(frozen=True)
@@ -43,14 +63,26 @@ class AsyncEngine:
     Attributes:
         rows: sequences that were accepted and have not ended.
         draining: nothing new is accepted.
+        metrics: what is counted.
     """
 
-    def __init__(self, generator: CodeGenerator, max_rows: int) -> None:
-        """Accept so many sequences at a time: those that run, and those that wait."""
+    def __init__(
+        self, generator: CodeGenerator, max_rows: int, request_timeout: float | None = None
+    ) -> None:
+        """Run on a generator.
+
+        Args:
+            generator: what completes.
+            max_rows: sequences that are accepted at a time: those that run, and those that wait.
+            request_timeout: seconds that each call may take, waiting included; None for any.
+        """
         self.generator = generator
         self.max_rows = max_rows
+        self.request_timeout = request_timeout
         self.rows = 0
         self.draining = False
+        self.metrics = Metrics(generator.name)
+        self._sinks: set[_Sink] = set()
         self._engine: Engine = generator.engine
 
     @property
@@ -65,14 +97,21 @@ class AsyncEngine:
 
         Raises:
             Overloaded: too much runs and waits; nothing has been submitted then.
+            TimedOut, Stopped: it was given up.
             Exception: what the first request that failed has failed with.
         """
         rows = call.samples * len(requests)
         if self.rows + rows > self.max_rows:
             raise Overloaded
-        sink = _Sink(asyncio.get_running_loop(), self._engine)
+        loop, timer = asyncio.get_running_loop(), None
+        sink = _Sink(loop, self._engine)
+        if self.request_timeout is not None:
+            error = TimedOut(self.request_timeout)
+            timer = loop.call_later(self.request_timeout, sink.fail, error)
         number = {request: n for n, request in enumerate(requests)}
+        watch, end = self.metrics.begin(call, len(requests)), "abort"
         self.rows += rows
+        self._sinks.add(sink)
         try:
             self._engine.submit(requests, sink)
             left = len(requests)
@@ -80,11 +119,31 @@ class AsyncEngine:
                 for event in await sink.take():
                     if isinstance(event, Failed):
                         raise event.error
-                    left -= isinstance(event, Finished)
+                    if isinstance(event, Finished):
+                        left -= 1
+                        watch.finished(event)
                     yield Piece(number[event.request], event)
+        except Exception as error:  # not of a reader that goes away
+            end = "timeout" if isinstance(error, TimedOut) else "error"
+            raise
         finally:
             self.rows -= rows
+            self._sinks.discard(sink)
+            if timer is not None:
+                timer.cancel()
+            watch.end(end)
             self._engine.cancel(requests)
+
+    def stop(self) -> None:
+        """Have everything that runs end with an error."""
+        for sink in self._sinks:
+            sink.fail(Stopped())
+
+    async def measure(self) -> Metrics:
+        """The metrics, with what the scheduler knows now."""
+        if self.alive:
+            self.metrics.look(await self.inspect(Snapshot.of))
+        return self.metrics
 
     async def finish(self, call: Call, requests: Sequence[Request]) -> list[Finished]:
         """Run the requests of one call to their end; what each has come to, in order."""
@@ -124,6 +183,7 @@ class _Sink:
         self._arrived = asyncio.Event()
         self._events: list[Event] = []
         self._held: set[Request] = set()
+        self._error: Exception | None = None
         # Hand-overs. Each is written by one thread only.
         self._given = self._arrivals = self._taken = 0
 
@@ -142,9 +202,16 @@ class _Sink:
             self._held.add(request)
         self._arrived.set()
 
+    def fail(self, error: Exception) -> None:
+        """Have `take` raise this."""
+        self._error = error
+        self._arrived.set()
+
     async def take(self) -> list[Event]:
         """Wait for events; all that have arrived."""
         await self._arrived.wait()
+        if self._error is not None:
+            raise self._error
         self._arrived.clear()
         events, self._events = self._events, []
         self._taken = self._arrivals

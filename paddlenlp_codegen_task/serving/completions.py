@@ -70,6 +70,15 @@ class Completions:
         if max(asked.n or 1, asked.best_of or 1) > limits.max_n:
             field = "n" if (asked.n or 1) > limits.max_n else "best_of"
             raise RequestError(f"{field} must be {limits.max_n} at most", field)
+        rows = len(found) * max(asked.n or 1, asked.best_of or 1)
+        if rows > self.engine.max_rows:
+            raise RequestError(
+                f"prompt: {rows} completions are asked for, and at most {self.engine.max_rows} "
+                "can run and wait",
+                "prompt",
+            )
+        if self.engine.rows + rows > self.engine.max_rows:  # told before it takes any time
+            raise overloaded()
         if asked.suffix:
             raise RequestError("suffix: this model does not infill, leave it out", "suffix")
         if sum(map(len, found)) <= INLINE:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import os
+import signal
 import socket
 from types import FrameType
 
@@ -10,6 +13,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
+from paddlenlp_codegen_task.serving.gate import Traffic
+
+LAST_WORDS = 1.0  # seconds for the errors of requests whose time to end is over
 
 
 class Server(uvicorn.Server):
@@ -19,19 +25,43 @@ class Server(uvicorn.Server):
         """Serve `app` on a socket that listens."""
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+            server_header=False,
+            timeout_graceful_shutdown=1,  # of who does not read: all others have ended
             lifespan="off",
         )
         super().__init__(config)
         self._engine: AsyncEngine = app.state.engine
+        self._traffic: Traffic = app.state.traffic
+        self._drain_seconds = drain_seconds
         self._listener = listener
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: take nothing new, end what runs."""
+        """A signal: take nothing new, end what runs; the second one ends the process.
+
+        Uvicorn's own would have the process die of the first signal once it has stopped.
+        """
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
+        self._engine.draining = self.should_exit = True
+
+    async def main_loop(self) -> None:
+        """Answer, until it is time to stop; then nothing but that time is over, or up."""
+        await super().main_loop()
         self._engine.draining = True
-        super().handle_exit(sig, frame)
+        if not await self._quiet(self._drain_seconds):
+            self._engine.stop()
+            await self._quiet(LAST_WORDS)
+
+    async def _quiet(self, seconds: float) -> bool:
+        """Wait until nothing is being answered, so long at most; return whether it is so."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._traffic.running and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        return not self._traffic.running
 
     def serve_until_stopped(self) -> None:
         """Serve, until a signal says stop and what ran has ended, or its time is over."""
@@ -44,13 +74,26 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is in use, or none of this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind(address)
         listener.listen(2048)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a server that listens here is found."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_public(listener: socket.socket) -> bool:
+    """Whether other machines may reach it."""
+    return not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback

@@ -24,6 +24,7 @@ class Settings:
         cors_origins: pages that may call from a browser.
         truncation: the preset for requests that do not name one.
         truncations: presets that a request may name.
+        unread_seconds: that a client may leave what was sent unread before it is cut off.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -37,3 +38,4 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     truncation: str | None = None
     truncations: tuple[str, ...] = field(default_factory=lambda: tuple(PRESETS))
+    unread_seconds: float = 60.0
