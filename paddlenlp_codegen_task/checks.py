@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -121,6 +121,14 @@ def number(name: str, value: Any, expected: str, holds: Callable[[float], bool])
 def text(value: Any) -> str | None:
     """A str as one of Python's own; None if a value is no str, whatever class it says it has."""
     return str.__str__(value) if issubclass(type(value), str) else None
+
+
+def iterator(value: Any) -> Iterator[Any] | None:
+    """What goes through a collection's values; None if a value is none, or is a text."""
+    try:
+        return None if isinstance(value, (str, bytes)) else iter(value)
+    except TypeError:  # an array without dimensions looks like a collection
+        return None
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:

@@ -279,11 +279,12 @@ def _biases(value: Any) -> dict[int, float] | None:
 def _ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    ids = checks.iterator(value)
+    if ids is None:
         raise TypeError(f"suppress_tokens must be a list of token ids, got {checks.shown(value)}")
     found = [
         checks.integer("suppress_tokens: a token id", one, 0)
-        for one in islice(value, _MOST_TOKENS + 1)
+        for one in islice(ids, _MOST_TOKENS + 1)
     ]
     if len(found) > _MOST_TOKENS:
         raise ValueError(f"suppress_tokens may list {_MOST_TOKENS} tokens, and lists more")

@@ -258,7 +258,9 @@ class CodeGenerator:
         """
         check_call_options(options, CallOptions)
         given: dict[str, Any] = {**options}
-        texts = _iterator(prompts)
+        texts = checks.iterator(prompts)
+        if texts is None:
+            raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
         call = self._call(config, given, self._batch_size_of(given))
         requests = ((number, call.request(text, number)) for number, text in enumerate(texts))
         return (
@@ -392,16 +394,6 @@ class CodeGenerator:
             wanted = self._model.precision == "fp32"
         drafters: list[Drafter] = [PromptLookup()] if wanted else []
         return drafters if self._drafter is None else [*drafters, self._drafter]
-
-
-def _iterator(prompts: Any) -> Iterator[Any]:
-    """Prompts one by one, or a TypeError if they are no iterable of them."""
-    try:
-        if not isinstance(prompts, (str, bytes)):
-            return iter(prompts)
-    except TypeError:  # an array without dimensions has the method, too
-        pass
-    raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
 
 
 # What a session's turn, the text alone, has no place for.

@@ -257,10 +257,8 @@ def test_a_progress_bar(builtin: CodeGenerator, capsys: pytest.CaptureFixture[st
 # Whatever is passed
 
 
-@settings(max_examples=1500, deadline=None)
-@given(options=hostile.sets(GenerationConfig.field_names()))
-def test_any_values_of_a_configuration(options: dict[str, Any]):
-    """They become plain values, or an error of one line that names one of them."""
+def check_configuration(options: dict[str, Any]) -> None:
+    """Options become plain values, or an error of one line that names one of them."""
     try:
         config = GenerationConfig(**options)
     except (TypeError, ValueError) as error:
@@ -270,12 +268,22 @@ def test_any_values_of_a_configuration(options: dict[str, Any]):
         assert GenerationConfig(**vars(config)) == config
 
 
-LOADING = [*LoadingOptions.__annotations__, "name_or_path"]
+@pytest.mark.parametrize("name", GenerationConfig.field_names())
+def test_any_value_of_a_configuration(name: str):
+    for value in hostile.VALUES:
+        check_configuration({name: value})
 
 
-@settings(max_examples=1500, deadline=None)
-@given(options=hostile.sets(LOADING))
-def test_any_values_of_loading(options: dict[str, Any]):
+@settings(max_examples=1000, deadline=None)
+@given(options=hostile.sets(GenerationConfig.field_names()))
+def test_any_values_of_a_configuration(options: dict[str, Any]):
+    check_configuration(options)
+
+
+LOADING = [*(LoadingOptions.__annotations__.keys() - vars(GenerationConfig())), "name_or_path"]
+
+
+def check_loading(options: dict[str, Any]) -> None:
     """The same, before anything is loaded; what is right is told that there is no such folder."""
     keywords = {"name_or_path": "/there/is/no/folder", **options}
     if keywords["name_or_path"] is None:  # that means whatever there is
@@ -288,6 +296,18 @@ def test_any_values_of_loading(options: dict[str, Any]):
     with contextlib.suppress(TypeError, ValueError):
         for value in vars(LoadOptions(**load)).values():
             assert hostile.is_plain(value) or type(value) is type(Path())
+
+
+@pytest.mark.parametrize("name", sorted(LOADING))
+def test_any_value_of_loading(name: str):
+    for value in hostile.VALUES:
+        check_loading({name: value})
+
+
+@settings(max_examples=500, deadline=None)
+@given(options=hostile.sets([*LoadingOptions.__annotations__, "name_or_path"]))
+def test_any_values_of_loading(options: dict[str, Any]):
+    check_loading(options)
 
 
 @pytest.mark.parametrize("value", hostile.VALUES, ids=lambda value: type(value).__name__[:9])
