@@ -46,7 +46,7 @@ class GenerationConfig:
     """How completions are chosen; names and defaults are PaddleNLP's where it has one.
 
     Attributes:
-        max_length: most new tokens of a completion.
+        max_length: most new tokens of a completion; 0 is possible with `prompt_logprobs` only.
         min_length: new tokens before the end-of-text token may come. Truncation is not held back.
         decode_strategy: "sampling", "greedy_search" or "beam_search". Beam search is that of
             transformers. Without sampling, temperature, top_k, top_p and min_p have no effect, as a
@@ -74,6 +74,8 @@ class GenerationConfig:
             ranks samples (https://arxiv.org/abs/2107.03374, section 3.3); None for no ranking.
         logprobs: report the log-probability the model gives each token, and those of so many
             likeliest tokens; None for no report.
+        prompt_logprobs: the same of the prompt's tokens, each after those before it. Such a prompt
+            runs by itself, all of it, whatever the prefix cache has.
         output_scores: report each completion's score as PaddleNLP does: the mean log-probability
             of its tokens after min_length and repetition_penalty.
         seed: makes a run repeat exactly, whatever else is in the batch; None for a new one.
@@ -109,6 +111,7 @@ class GenerationConfig:
     num_return_sequences: int = 1
     best_of: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     output_scores: bool = False
     seed: int | None = None
     truncation: str | Sequence[str] | None = DEFAULT_TRUNCATION
@@ -119,7 +122,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         """Make each option a plain value of Python's, or say why that cannot be."""
-        self._integer("max_length", 1)
+        self._integer("prompt_logprobs", 0, optional=True)
+        self._integer("max_length", 1 if self.prompt_logprobs is None else 0)
         self._integer("min_length", 0)
         if self.min_length > self.max_length:
             raise ValueError(

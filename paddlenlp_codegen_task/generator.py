@@ -397,7 +397,7 @@ class CodeGenerator:
 
 
 # What a session's turn, the text alone, has no place for.
-_NOT_OF_TURNS = ("num_return_sequences", "best_of", "logprobs", "output_scores")
+_NOT_OF_TURNS = ("num_return_sequences", "best_of", "logprobs", "prompt_logprobs", "output_scores")
 
 
 def _keep_prefixes(scheduler: Scheduler) -> None:

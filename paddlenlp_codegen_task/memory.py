@@ -76,3 +76,18 @@ def check_completions(
             f"{name} ({samples}): with max_length {config.max_length} and the logprobs that are "
             f"asked for, completions take about {needed:,} bytes, and {free:,} are free"
         )
+
+
+def check_prompt_report(prompt_logprobs: int, tokens: int, vocab_size: int) -> None:
+    """Refuse to report of a prompt of so many tokens what memory does not hold.
+
+    Raises:
+        ValueError: says what it would take.
+    """
+    needed = tokens * _REPORT_BYTES * (3 + min(prompt_logprobs, vocab_size))
+    free = device.free_bytes(None) if needed > _MUCH else None
+    if free is not None and needed > free:
+        raise ValueError(
+            f"prompt_logprobs ({prompt_logprobs}): those of a prompt of {tokens} tokens take about "
+            f"{needed:,} bytes, and {free:,} are free"
+        )

@@ -43,6 +43,7 @@ class GenerationOptions(TypedDict, total=False):
     num_return_sequences: int
     best_of: int | None
     logprobs: int | None
+    prompt_logprobs: int | None
     output_scores: bool
     seed: int | None
     truncation: str | Sequence[str] | None

@@ -19,7 +19,7 @@ from paddlenlp_codegen_task.decoding.request import (
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.loading import LoadedModel
-from paddlenlp_codegen_task.memory import check_batch_size, check_completions
+from paddlenlp_codegen_task.memory import check_batch_size, check_completions, check_prompt_report
 from paddlenlp_codegen_task.truncation import Truncator
 
 
@@ -35,6 +35,8 @@ class Completion:
         prompt_tokens: how many tokens the prompt has, as far as it was used.
         logprobs: for each of token_ids, with the option `logprobs`: token to log-probability, of
             the token itself (first) and of the likeliest.
+        prompt_logprobs: with the option `prompt_logprobs`, the same for each of the prompt's
+            tokens as far as it was used; None for the first, before which there is nothing.
         score: with the option `output_scores`, as PaddleNLP counts it.
     """
 
@@ -43,6 +45,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     logprobs: tuple[dict[int, float], ...] | None = None
+    prompt_logprobs: tuple[dict[int, float] | None, ...] | None = None
     score: float | None = None
 
 
@@ -94,7 +97,9 @@ class Call:
         self._parameters = Parameters.of(config, model.tokenizer.eos_token_id, self._vocab_size)
         self._beams: Beams | None = None
         self.samples = config.best_of or config.num_return_sequences
-        if config.decode_strategy == "beam_search":
+        if not config.max_length:  # nothing to rank or to search for
+            self.samples = config.num_return_sequences
+        elif config.decode_strategy == "beam_search":
             if 2 * config.num_beams > self._parameters.choices(self._vocab_size):
                 raise ValueError(
                     "num_beams must be at most half of the vocabulary, without suppressed tokens, "
@@ -159,11 +164,14 @@ class Call:
             self._streamed,
         )
         self._check_memory(request, number)
+        if self.config.prompt_logprobs is not None:
+            tokens = len(prompt_ids)
+            check_prompt_report(self.config.prompt_logprobs, tokens, self._vocab_size)
         return request
 
     def completions(self, request: Request, rows: list[Row]) -> list[Completion]:
         """The completions of a request, from all its rows in their order."""
-        if self.config.best_of is not None:
+        if self.config.best_of is not None and self.config.max_length:
             rows = sorted(rows, key=_mean_log_prob, reverse=True)
         wanted = rows[: self.config.num_return_sequences]
         return [self._completion(row, len(request.prompt_ids)) for row in wanted]
@@ -207,9 +215,18 @@ class Call:
         logprobs = None
         if self.config.logprobs is not None:
             logprobs = tuple(row.noted())
+        prompt_logprobs = None
+        if row.request.prompt_log_probs is not None:
+            prompt_logprobs = (None, *row.request.prompt_log_probs)
         score = sum(row.scores) / len(row.scores) if self.config.output_scores else None
         return Completion(
-            row.stops.text, token_ids, row.finish_reason, prompt_tokens, logprobs, score
+            row.stops.text,
+            token_ids,
+            row.finish_reason,
+            prompt_tokens,
+            logprobs,
+            prompt_logprobs,
+            score,
         )
 
 

@@ -149,11 +149,12 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
 
 def _check_texts_alone(options: dict[str, Any]) -> None:
     """Refuse what a task's answer, texts and scores, has no place for."""
-    if options.get("logprobs") is not None:
-        raise ValueError(
-            "logprobs has no effect with Taskflow, whose answers are texts: use CodeGenerator, or "
-            "task_instance.stream"
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} has no effect with Taskflow, whose answers are texts: use CodeGenerator, "
+                "or task_instance.stream"
+            )
 
 
 def _device(device_id: Any, device: Any) -> Any:

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from paddlenlp_codegen_task import CodeGenerator, Completion, GenerationConfig, generation_config
+from paddlenlp_codegen_task import (
+    CodeGenerator,
+    Completion,
+    GenerationConfig,
+    generation_config,
+    memory,
+)
 from paddlenlp_codegen_task.decoding.request import new_row
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
 from paddlenlp_codegen_task.memory import completion_bytes
@@ -76,6 +82,51 @@ def check_log_probs(
 def test_logprobs_are_those_of_the_reference(builtin: CodeGenerator, weights: FusedWeights):
     [[completion]] = builtin.generate(PROMPT, logprobs=4, **OPTIONS)
     check_log_probs(builtin, weights, completion, 4)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+@pytest.mark.parametrize("max_length", [0, 5])
+def test_prompt_logprobs_are_those_of_the_reference(
+    builtin: CodeGenerator, weights: FusedWeights, count: int, max_length: int
+):
+    options = {**OPTIONS, "max_length": max_length, "logprobs": 0, "num_return_sequences": 2}
+    [found] = builtin.generate(PROMPT, prompt_logprobs=count, **options)
+    ids = builtin.tokenizer.encode(PROMPT)
+    logits = reference.forward(weights, ids).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for completion in found:
+        assert len(completion.token_ids) <= max_length
+        assert completion.prompt_logprobs is not None
+        first, *others = completion.prompt_logprobs
+        assert first is None
+        for token_id, one, of in zip(ids[1:], others, expected, strict=False):
+            assert one is not None
+            assert next(iter(one)) == token_id
+            assert set(one) == {token_id, *np.argsort(-of)[:count].tolist()}
+            assert one == pytest.approx({n: of[n] for n in one}, abs=1e-3)
+    if max_length:
+        [plain] = builtin.generate(PROMPT, **options)
+        assert [one.text for one in plain] == [one.text for one in found]
+        assert all(one.prompt_logprobs is None for one in plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"decode_strategy": "beam_search"}, {"best_of": 3, "decode_strategy": "sampling"}, {}],
+    ids=str,
+)
+def test_a_text_that_fills_the_context_is_scored(builtin: CodeGenerator, options: Any):
+    """Nothing is generated, whatever the strategy."""
+    ids = builtin.tokenizer.encode("x = 1\n" * 4000)[: builtin.config.n_positions]
+    call = builtin.call(max_length=0, prompt_logprobs=0, **options)
+    assert len(call.request_of_ids(ids, 0).prompt_ids) == len(ids)
+    with pytest.raises(ValueError, match=r"^prompt 0 has .* tokens, and with max_length 0 only"):
+        call.request_of_ids([*ids, 1], 0)
+    [[completion]] = builtin.generate(PROMPT, max_length=0, prompt_logprobs=0, **options)
+    assert (completion.text, completion.token_ids) == ("", ())
+    assert completion.finish_reason == "length"
+    with pytest.raises(ValueError, match=r"^max_length must be at least 1"):
+        builtin.generate(PROMPT, max_length=0, **options)
 
 
 @pytest.mark.parametrize(
@@ -470,6 +521,14 @@ def test_more_completions_than_memory_holds(builtin: CodeGenerator, name: str):
         builtin.generate("x", logprobs=8192, max_length=500, **{name: 100_000})
 
 
+def test_more_of_a_prompt_is_reported_than_memory_holds(
+    builtin: CodeGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory.device, "free_bytes", lambda _: 10**8)
+    with pytest.raises(ValueError, match=r"^prompt_logprobs \(8000\): .* 400 tokens .* are free$"):
+        builtin.generate(" x" * 400, prompt_logprobs=8000)
+
+
 @pytest.mark.parametrize("logprobs", [None, 0, 50])
 def test_what_a_completion_is_reckoned_to_take(builtin: CodeGenerator, logprobs: int | None):
     """No less than it does, and not many times as much."""
@@ -566,7 +625,9 @@ def test_none_means_none(builtin: CodeGenerator):
     assert GenerationConfig(stop=None, suppress_tokens=None) == GenerationConfig()
 
 
-@pytest.mark.parametrize("name", ["num_return_sequences", "best_of", "logprobs", "output_scores"])
+@pytest.mark.parametrize(
+    "name", ["num_return_sequences", "best_of", "logprobs", "prompt_logprobs", "output_scores"]
+)
 def test_what_a_session_s_turn_has_no_place_for(builtin: CodeGenerator, name: str):
     session = builtin.session()
     with pytest.raises(TypeError, match=f"^{name}: a turn is one text"):

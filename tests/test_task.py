@@ -344,6 +344,7 @@ BAD_CONSTRUCTION = [
     ({"from_hf_hub": np.array([1, 2])}, TypeError, "from_hf_hub must be True or False"),
     ({"is_static_model": "no"}, TypeError, "is_static_model must be True or False, got 'no'"),
     ({"logprobs": 3}, ValueError, "logprobs has no effect with Taskflow, whose answers are texts"),
+    ({"prompt_logprobs": 0}, ValueError, "prompt_logprobs has no effect with Taskflow, whose"),
     ({"num_beams": 6}, ValueError, "num_beams has no effect with decode_strategy='sampling'"),
     ({"n": 2}, TypeError, "unknown option 'n'; use num_return_sequences"),
     ({"use_faster": True}, TypeError, "unknown option 'use_faster'"),

@@ -56,6 +56,7 @@ class Parameters:
         bias: [vocab_size], added to the logits: -inf for tokens that may not come; None for none.
         bias_raises: whether some of it is above 0.
         logprobs: so many of the likeliest tokens are reported; None for no report.
+        prompt_logprobs: the same of the prompt's tokens.
         scores: whether PaddleNLP's score of each token is reported.
         columns: the numbers among these, in the order of `COLUMNS`.
     """
@@ -73,6 +74,7 @@ class Parameters:
     bias: npt.NDArray[np.float32] | None
     bias_raises: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     scores: bool
     columns: npt.NDArray[np.float64]
 
@@ -103,6 +105,7 @@ class Parameters:
             bias=bias,
             bias_raises=bias is not None and bool((bias > 0).any()),
             logprobs=config.logprobs if config.logprobs is not None else ranked,
+            prompt_logprobs=config.prompt_logprobs,
             scores=config.output_scores,
             columns=np.array([numbers[name] for name in COLUMNS], np.float64),
         )
@@ -199,7 +202,7 @@ class Request:
     Attributes:
         prompt_ids: its tokens, at least one.
         parameters: how tokens are chosen.
-        max_length: most new tokens of a row.
+        max_length: most new tokens of a row; 0 to run the prompt alone.
         samples: rows to generate, independent of one another; with `beams` they are the beams.
         batch: the call that it belongs to.
         stops: makes what follows the text of a row, and says when it is decided.
@@ -208,6 +211,9 @@ class Request:
         beams: with beam search.
         seed: of the random numbers, each row's own; None for new ones.
         streamed: whether text is wanted as soon as it is settled.
+        prompt_log_probs: if they were asked for, once the prompt has run: for each of its tokens
+            from the second on, token to log-probability, of the token itself (first) and of the
+            likeliest.
     """
 
     prompt_ids: Sequence[int]
@@ -221,11 +227,17 @@ class Request:
     beams: Beams | None = None
     seed: int | None = None
     streamed: bool = False
+    prompt_log_probs: list[dict[int, float]] | None = None
 
     @property
     def most_tokens(self) -> int:
-        """Most tokens that a row keeps keys and values of: not of the last one."""
-        return len(self.prompt_ids) + self.max_length - 1
+        """Most tokens that a row keeps keys and values of: not of the last new one."""
+        return len(self.prompt_ids) + max(self.max_length - 1, 0)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt's log-probabilities are wanted, and not there yet."""
+        return self.parameters.prompt_logprobs is not None and self.prompt_log_probs is None
 
 
 class Draws:
@@ -270,6 +282,8 @@ class Row:
         shown: how many characters of its text have been handed out.
         told: how many of its tokens have.
         begun: when it started, by time.monotonic().
+        first_token: when it had its first token; 0.0 before.
+        last_token: when it had its latest one.
         cached_tokens: how many of the prompt's came from the prefix cache.
     """
 
@@ -288,6 +302,8 @@ class Row:
     shown: int = 0
     told: int = 0
     begun: float = field(default_factory=time.monotonic)
+    first_token: float = 0.0
+    last_token: float = 0.0
     cached_tokens: int = 0
 
     @property

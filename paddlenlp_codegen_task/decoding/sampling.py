@@ -342,6 +342,24 @@ def _log_probs(
     return float(logits[token_id]) - total, {int(n): float(logits[n]) - total for n in best}
 
 
+def prompt_log_probs(
+    output: StepOutput, following: Sequence[int], count: int
+) -> list[dict[int, float]]:
+    """What the model gives each token of a prompt after those before it.
+
+    Args:
+        output: of every token of a chunk of the prompt.
+        following: the token after each; the last one's may be missing.
+        count: how many of the likeliest are told beside it.
+    """
+    whole = output.logits()
+    found = []
+    for row, token_id in enumerate(following):
+        own, best = _log_probs(output, row, whole[row], token_id, count)
+        found.append({token_id: own, **best})
+    return found
+
+
 def log_probs(output: StepOutput, row: int, token_id: int, count: int) -> Note:
     """The note of a token that something else has chosen, as a beam search does."""
     return Note(_log_probs(output, row, output.logits()[row], token_id, count), None)

@@ -249,7 +249,7 @@ class Scheduler:
             row = self._successors.pop()
             output = self._starting.first_output(row.request)
             if output is not None:  # else its request has ended
-                self._advance([row], output)
+                self._begin([row], output)
 
     # Speculation.
 
@@ -316,9 +316,27 @@ class Scheduler:
             self._successors += [row for row in self._starting.plan() if not row.token_ids]
         chunk = self._starting.chunk()
         if chunk:
-            output, _ = self._forward("prefill", len(self.slots.rows), chunk)
+            scored = self._starting.scored
+            output, _ = self._forward("prefill", len(self.slots.rows), chunk, scored is not None)
+            if scored is not None and np.isnan(output.logsumexp).any():
+                self._fail_request(scored, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
+                return
             rows, of_rows = self._starting.take(output)
-            self._advance(rows, of_rows)
+            self._begin(rows, of_rows)
+
+    def _begin(self, rows: list[Row], output: StepOutput) -> None:
+        """Give rows their first tokens; those that are to have none end."""
+        going = [n for n, row in enumerate(rows) if row.request.max_length]
+        if len(going) == len(rows):
+            self._advance(rows, output)
+            return
+        for row in rows:
+            if not row.request.max_length:
+                row.finish_reason = "length"
+                if row.request.streamed:
+                    self._tell(row)
+                self._retire(row)
+        self._advance([rows[n] for n in going], output.take(going))
 
     # Ends.
 
@@ -344,10 +362,10 @@ class Scheduler:
         for row in [row for row in self.slots.rows if row.request is request]:
             self._admission.left(row)
             (self.slots.discard if broken else self.slots.remove)(row)
-        self._end(request)
+        self._end(request, broken)
 
-    def _end(self, request: Request) -> None:
-        self._starting.remove(request)
+    def _end(self, request: Request, broken: bool = False) -> None:
+        self._starting.remove(request, broken)
         self._admission.remove(request)
         del self._live[request]
 
@@ -371,6 +389,8 @@ def _take(row: Row, token_id: int) -> None:
     """Append a token to a row: here and nowhere else."""
     row.token_ids.append(token_id)
     row.seen[token_id] = True
+    row.last_token = time.monotonic()
+    row.first_token = row.first_token or row.last_token
     if row.counts is not None:
         row.counts[token_id] += 1
 

@@ -109,10 +109,15 @@ class Slots:
             if left < self._cache.slots:
                 self._cache.erase(left)
 
-    def drop_prefill(self) -> None:
-        """Forget prompts that were being prefilled: what they held must not count as memory."""
+    def drop_prefill(self, broken: bool = False) -> None:
+        """Forget prompts that were being prefilled: what they held must not count as memory.
+
+        With `broken` it is not numbers, and no trace of it is left.
+        """
         for slot in range(len(self.rows), self.used):
             self._cache.truncate(slot, 0)
+            if broken:
+                self._cache.erase(slot)
         self.prefilling = 0
 
     def clear(self) -> None:

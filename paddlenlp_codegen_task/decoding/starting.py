@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from paddlenlp_codegen_task.decoding import sampling
 from paddlenlp_codegen_task.decoding.admission import Admission, Start
 from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
@@ -24,10 +25,17 @@ class _Prefill:
     Attributes:
         starts: of each prompt, the rows that go on from it.
         done: tokens of the only prompt that its slot holds.
+        log_probs: of its tokens up to there, if they were asked for: see Request.
     """
 
     starts: list[Start]
     done: int
+    log_probs: list[dict[int, float]] = field(default_factory=list)
+
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities of the only prompt are wanted."""
+        return self.starts[0].request.scores_prompt
 
 
 class Starting:
@@ -78,6 +86,12 @@ class Starting:
             return prompts
         return [prompts[0][self._prefill.done : self._prefill.done + PREFILL_CHUNK]]
 
+    @property
+    def scored(self) -> Request | None:
+        """The request that needs the step's output of every token of `chunk`."""
+        work = self._prefill
+        return work.starts[0].request if work is not None and work.scores else None
+
     def take(self, output: StepOutput) -> tuple[list[Row], StepOutput]:
         """A step has run `chunk`: have rows run whose prompts are done.
 
@@ -86,7 +100,10 @@ class Starting:
         """
         work = self._prefill
         assert work is not None
-        work.done += len(self.chunk()[0])
+        chunk = self.chunk()
+        if work.scores:
+            output = self._score(work, len(chunk[0]), output)
+        work.done += len(chunk[0])
         if len(work.starts) == 1 and work.done < len(work.starts[0].request.prompt_ids):
             return [], output
         self._prefill, self._slots.prefilling = None, 0
@@ -119,12 +136,12 @@ class Starting:
         """Whether the prompt being run is that of a request."""
         return self._prefill is not None and self._prefill.starts[0].request is request
 
-    def remove(self, request: Request) -> None:
-        """Forget a request that has ended."""
+    def remove(self, request: Request, broken: bool) -> None:
+        """Forget a request that has ended; `broken` if its keys and values are not numbers."""
         if self._prefill is not None and self.runs(request):
             for row in self._prefill.starts[0].rows:
                 self._admission.left(row)
-            self._drop()
+            self._drop(broken)
         self._first_outputs.pop(request, None)
 
     def clear(self) -> None:
@@ -132,10 +149,21 @@ class Starting:
         self._prefill = None
         self._first_outputs.clear()
 
-    def _drop(self) -> None:
+    def _score(self, work: _Prefill, tokens: int, output: StepOutput) -> StepOutput:
+        """Note what the model gives the tokens of a prompt; return the last one's output."""
+        request = work.starts[0].request
+        count = request.parameters.prompt_logprobs
+        assert count is not None, "they are asked for"
+        following = request.prompt_ids[work.done + 1 : work.done + tokens + 1]
+        work.log_probs += sampling.prompt_log_probs(output, following, count)
+        if work.done + tokens == len(request.prompt_ids):
+            request.prompt_log_probs = work.log_probs
+        return output.take([tokens - 1])
+
+    def _drop(self, broken: bool = False) -> None:
         """Give up what has been run of a prompt."""
         self._prefill = None
-        self._slots.drop_prefill()
+        self._slots.drop_prefill(broken)
 
     def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
         """Whether rows may start in the same step as those of `group`."""
@@ -146,6 +174,8 @@ class Starting:
             return False
         if not group or any(start.request is request for start in group):
             return True
+        if request.scores_prompt or group[0].request.scores_prompt:
+            return False
         prompts = [*(len(one.request.prompt_ids) for one in group), len(request.prompt_ids)]
         padded = max(prompts) * len(prompts)
         if padded > PREFILL_CHUNK or self._sibling(request) is not None:
@@ -187,7 +217,9 @@ class Starting:
         self._slots.reserve(rows, longest, self._admission.expected())
         slot, done = self._slots.used, 0
         for n, start in enumerate(starts):
-            prompt_ids = start.request.prompt_ids if len(starts) == 1 else []
+            # Of what is restored, no output comes.
+            alone = len(starts) == 1 and not start.request.scores_prompt
+            prompt_ids = start.request.prompt_ids if alone else []
             done = self._slots.restore(slot + n, prompt_ids)
             start.rows[0].cached_tokens = done
         self._slots.prefilling = len(starts)
