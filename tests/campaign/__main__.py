@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def main() -> int:
         failure = replay(asked.replay, asked.folder)
         print(failure or "it no longer fails")
         return int(failure is not None)
+    # Also where it was started in the background, which ignores the one and dies of the other.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     kinds = tuple(asked.kinds)
     campaign = Campaign(asked.folder, asked.seed, kinds, floors=not asked.no_floors)
     status = 0
