@@ -17,6 +17,7 @@ from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
 from paddlenlp_codegen_task.serving.keys import Keys
 from paddlenlp_codegen_task.serving.metrics import Tally, tally
 from paddlenlp_codegen_task.serving.protocol import RequestError
+from paddlenlp_codegen_task.serving.refusals import refusal
 from paddlenlp_codegen_task.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, exchange: _Exchange
     ) -> None:
         sending = self._sending(send, exchange)
-        if (refusal := self._refusal(scope)) is not None:
-            await _send_error(sending, refusal)
+        if (wrong := self._refusal(scope)) is not None:
+            await _send_error(scope, sending, wrong)
             return
         try:
             await self._within_time(scope, self._receiving(receive, exchange), sending, exchange)
@@ -114,7 +115,7 @@ class Gate:
             failed = RequestError(f"the server has failed: {name}", status=500, kind="server_error")
             exchange.cut = failed
         if exchange.cut is not None and not exchange.status:
-            await _send_error(sending, exchange.cut)
+            await _send_error(scope, sending, exchange.cut)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         """Why a request is not let in."""
@@ -240,9 +241,10 @@ class _Timer:
             self._exchange.task.cancel()
 
 
-async def _send_error(send: Send, error: RequestError) -> None:
+async def _send_error(scope: Scope, send: Send, error: RequestError) -> None:
     """Answer with an error, and have the connection closed: its body may not have been read."""
-    body = json.dumps(error.body()).encode()
+    status, told = refusal(scope, error)
+    body = json.dumps(told).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -252,7 +254,7 @@ async def _send_error(send: Send, error: RequestError) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status == 503:
         headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -1,0 +1,55 @@
+"""Errors, each in the words of the dialect that the client speaks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from paddlenlp_codegen_task.serving.protocol import RequestError
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+# https://github.com/huggingface/text-generation-inference, router/src/infer/mod.rs and server.rs:
+# what is wrong with a request is 422 "validation", a full queue 429 "overloaded". Its clients
+# (huggingface_hub's InferenceClient) raise an error class by error_type.
+TGI_TYPES = {400: "validation", 413: "validation", 429: "overloaded", 503: "overloaded"}
+TGI_PATHS = frozenset({"/", "/generate", "/generate_stream", "/info"})
+
+
+def refusal(scope: Scope, error: RequestError) -> tuple[int, dict[str, Any]]:
+    """The status and body that tell whoever asked of an error.
+
+    Args:
+        scope: of the request, as ASGI has it.
+        error: what is wrong with it, or with the server.
+    """
+    path = scope["path"]
+    if path.startswith("/api/"):
+        return error.status, ollama_error(error)
+    if path in TGI_PATHS or path.startswith("/models/"):
+        return (422 if error.status == 400 else error.status), tgi_error(error)
+    body = error.body()
+    if _agent(scope).startswith(b"llm-ls/"):
+        # llm-ls (crates/llm-ls/src/backend.rs, OpenAIError) reads no other error than
+        # {detail: [{loc, msg, type}]}; all else is "data did not match any variant" to its user.
+        # Its `loc` is one word or number, where FastAPI's own is a list.
+        detail = {"loc": error.param or "body", "msg": str(error), "type": error.kind}
+        body["detail"] = [detail]
+    return error.status, body
+
+
+def tgi_error(error: RequestError) -> dict[str, Any]:
+    """An error of text-generation-inference; llm-ls's `tgi` reads its `error`."""
+    return {"error": str(error), "error_type": TGI_TYPES.get(error.status, "generation")}
+
+
+def ollama_error(error: RequestError) -> dict[str, Any]:
+    """An error of Ollama (server/routes.go); clients show it as it is."""
+    return {"error": str(error)}
+
+
+def _agent(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"user-agent":
+            return bytes(value)
+    return b""
