@@ -134,12 +134,11 @@ class _Loop:
     def add(self, requests: Sequence[Request], sink: Sink) -> None:
         """Take up requests; in the thread."""
         for request in requests:
+            self._sinks[request] = sink
             try:
                 self.scheduler.add(request)
             except Exception as error:
-                sink.put(request, [Failed(request, error)])
-            else:
-                self._sinks[request] = sink
+                self._give(request, [Failed(request, error)], ended=True)
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Give requests up; in the thread."""

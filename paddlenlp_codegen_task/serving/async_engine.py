@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -168,7 +168,8 @@ class AsyncEngine:
                 value, error = look(scheduler), None
             except Exception as raised:
                 value, error = None, raised
-            loop.call_soon_threadsafe(give, value, error)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(give, value, error)
 
         self._engine.run(run)
         return await answer
@@ -182,24 +183,24 @@ class _Sink:
         self._engine = engine
         self._arrived = asyncio.Event()
         self._events: list[Event] = []
-        self._held: set[Request] = set()
+        self._arrivals: list[tuple[Request, bool]] = []  # since the last `take`; whether held back
         self._error: Exception | None = None
-        # Hand-overs. Each is written by one thread only.
-        self._given = self._arrivals = self._taken = 0
+        # Hand-overs of each request. Each is written by one thread only.
+        self._given: dict[Request, int] = {}
+        self._taken: dict[Request, int] = {}
 
     def put(self, request: Request, events: list[Event]) -> bool:
         """See engine.Sink."""
-        self._given += 1
-        hold = self._given - self._taken > UNREAD and not isinstance(events[-1], (Finished, Failed))
+        given = self._given[request] = self._given.get(request, 0) + 1
+        unread = given - self._taken.get(request, 0)
+        hold = unread > UNREAD and not isinstance(events[-1], (Finished, Failed))
         # A loop that is closed raises, and the engine gives the request up.
         self._loop.call_soon_threadsafe(self._arrive, request, events, hold)
         return hold
 
     def _arrive(self, request: Request, events: list[Event], held: bool) -> None:
         self._events += events
-        self._arrivals += 1
-        if held:
-            self._held.add(request)
+        self._arrivals.append((request, held))
         self._arrived.set()
 
     def fail(self, error: Exception) -> None:
@@ -214,8 +215,9 @@ class _Sink:
             raise self._error
         self._arrived.clear()
         events, self._events = self._events, []
-        self._taken = self._arrivals
-        for request in self._held:
-            self._engine.release(request)
-        self._held.clear()
+        for request, held in self._arrivals:
+            self._taken[request] = self._taken.get(request, 0) + 1
+            if held:
+                self._engine.release(request)
+        self._arrivals.clear()
         return events

@@ -41,13 +41,16 @@ class LogProbs:
         """Append a token; None for a prompt's first, of which nothing is known."""
         self._waiting.append((token_id, log_probs))
 
-    def write(self, end: int) -> dict[str, Any]:
-        """Those that begin before `end` characters of the answer's text and are not written yet."""
+    def write(self, end: int | None = None) -> dict[str, Any]:
+        """Those not written yet that begin before `end` characters of the answer's text; or all.
+
+        Of tokens that stand for nothing, such as special ones, also those at its end.
+        """
         tokens: list[str] = []
         own: list[float | None] = []
         top: list[dict[str, float] | None] = []
         offsets: list[int] = []
-        while self._waiting and self._offset < end:
+        while self._waiting and self._is_due(end):
             token_id, log_probs = self._waiting.popleft()
             tokens.append(self._text(token_id))
             offsets.append(self._offset)
@@ -55,7 +58,10 @@ class LogProbs:
             if log_probs is None:
                 top.append(None)
             else:
-                top.append({self._text(one): _finite(p) for one, p in log_probs.items()})
+                texts: dict[str, float] = {}
+                for one, log_prob in log_probs.items():  # of two alike, the first
+                    texts.setdefault(self._text(one), _finite(log_prob))
+                top.append(texts)
             self._offset += len(self._decoder.decode(self._token_bytes(token_id)))
         return {
             "tokens": tokens,
@@ -64,6 +70,11 @@ class LogProbs:
             "text_offset": offsets,
         }
 
+    def _is_due(self, end: int | None) -> bool:
+        if end is None or self._offset < end:
+            return True
+        return self._offset == end and not self._token_bytes(self._waiting[0][0])
+
     def _text(self, token_id: int) -> str:
         """A token's text; of one that ends within a character, its bytes, as OpenAI writes them."""
         data = self._token_bytes(token_id)
@@ -71,6 +82,11 @@ class LogProbs:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of a text, and of the one that follows it."""
+    return {name: [*values, *second[name]] for name, values in first.items()}
 
 
 def _finite(log_prob: float) -> float:
