@@ -2,44 +2,433 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import logging
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-app = typer.Typer(
-    name="paddlenlp-codegen",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from paddlenlp_codegen_task import __version__, checks
+
+logger = logging.getLogger(__name__)
+
+# Typer has click's exceptions, in some versions as a copy of its own.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_BYTES = re.compile(r"([0-9]+)\s*(|[kmgt])(?:i?b)?", re.IGNORECASE)
+
+# The options of loading in errors, as they are called here; those that are words, at the beginning.
+_NAMES = {
+    **dict.fromkeys(("name_or_path", "task_path"), "--model"),
+    **{
+        name: "--" + name.replace("_", "-")
+        for name in (
+            *("batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path"),
+            *(
+                "num_threads",
+                "engine",
+                "precision",
+                "device",
+                "overflow",
+                "truncation",
+                "log_level",
+            ),
+        )
+    },
+}
+_OPTION = re.compile(
+    rf"^(?:{'|'.join(_NAMES)})\b|\b(?:{'|'.join(name for name in _NAMES if '_' in name)})\b"
 )
 
 
+class _Commands(TyperGroup):
+    """Commands whose errors are one line each, and help where none is named."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line."""
+        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        try:
+            code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+        except _UsageError as error:
+            fail(error.format_message())  # type: ignore[attr-defined]
+        except typer.Abort:
+            code = 130
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    name="paddlenlp-codegen",
+    cls=_Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def fail(message: str) -> NoReturn:
+    """End with an error, on one line."""
+    typer.echo(f"paddlenlp-codegen: {checks.line(message, 600)}", err=True)
+    raise SystemExit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
     """Code completion with Salesforce CodeGen."""
+
+
+def _bytes(given: str | int) -> int:
+    """A number of bytes: "1000000", "512M", "8GiB"."""
+    text = str(given)
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or len(match[1]) > 15:
+        raise typer.BadParameter(f"{checks.shown(text)} is no size, such as 1000000, 512M or 8G")
+    return int(match[1]) << _UNITS[match[2].lower()]
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1e6:
+        raise typer.BadParameter(f"{checks.shown(text)} is no number of seconds from 0 to 1000000")
+    return found
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", text):
+        raise typer.BadParameter(
+            f"{checks.shown(text)} is no origin, such as https://example.com or *"
+        )
+    return text
+
+
+_MODEL, _SPEED, _LISTEN = "Model", "Speed and memory", "Where to listen, and who may ask"
+_LIMITS, _LOG = "Limits", "Log"
 
 
 @app.command()
 def serve(
-    model: Annotated[str | None, typer.Option(help="Name or folder of the model.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any.")] = 8978,
-    batch_size: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 32,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or folder of the model; 'builtin' for the small one of the package. Without "
+            "it: Salesforce/codegen-350M-mono, or the built-in one where that cannot be had.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, paddle or auto.", rich_help_panel=_MODEL)
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, int8, int8_weight_only, int4 or auto.", rich_help_panel=_MODEL
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, gpu, gpu:N or auto.", rich_help_panel=_MODEL)
+    ] = "auto",
+    from_hf_hub: Annotated[
+        bool,
+        typer.Option(
+            "--from-hf-hub",
+            help="Download the model from the Hugging Face hub, whatever its name.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A smaller model with the same vocabulary, which guesses ahead where one "
+            "completion runs alone.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    home_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for models and exports.",
+            show_default="$PPNLP_HOME, else ~/.paddlenlp",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            help="Most sequences that run at once.", metavar="N", min=1, rich_help_panel=_SPEED
+        ),
+    ] = 32,
+    num_threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads of the model.",
+            show_default="all",
+            metavar="N",
+            min=1,
+            rich_help_panel=_SPEED,
+        ),
+    ] = None,
+    kv_cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            parser=_bytes,
+            metavar="BYTES",
+            help="Most memory for the keys and values of what runs, such as 8G.",
+            show_default="half of what the model leaves free on the device",
+            rich_help_panel=_SPEED,
+        ),
+    ] = None,
+    prefix_cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            parser=_bytes,
+            metavar="BYTES",
+            help="Most memory for those of earlier texts, whose beginnings are then not run again; "
+            "0 for none.",
+            show_default="a quarter of what the model leaves free on the host",
+            rich_help_panel=_SPEED,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", rich_help_panel=_LISTEN)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            help="Port to listen on; 0 for any.",
+            metavar="N",
+            min=0,
+            max=65535,
+            rich_help_panel=_LISTEN,
+        ),
+    ] = 8978,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key that lets a client in; may be given several times. Whoever can list "
+            "processes sees it: better in a file, or in the environment variable "
+            "PADDLENLP_CODEGEN_API_KEY (several apart by commas).",
+            rich_help_panel=_LISTEN,
+            show_default=False,
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a key a line; lines that begin with # do not count.",
+            rich_help_panel=_LISTEN,
+        ),
+    ] = None,
+    no_api_key: Annotated[
+        bool,
+        typer.Option(
+            "--no-api-key",
+            help="Let everybody in who can reach the address, on other machines too.",
+            rich_help_panel=_LISTEN,
+        ),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=_origin,
+            metavar="ORIGIN",
+            help="A web page's origin that may ask from a browser, * for all; may be given several "
+            "times.",
+            rich_help_panel=_LISTEN,
+            show_default=False,
+        ),
+    ] = None,
+    max_waiting: Annotated[
+        int,
+        typer.Option(
+            help="Sequences that may wait beyond those that run; whoever comes then gets 429.",
+            metavar="N",
+            min=0,
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 256,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=_seconds,
+            metavar="SECONDS",
+            help="That a request may take, waiting included; then 504.",
+            show_default="any",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            parser=_seconds,
+            metavar="SECONDS",
+            help="That running requests have to end once the server is to stop.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 30.0,
+    overflow: Annotated[
+        str,
+        typer.Option(
+            help="Prompts that do not fit: error (400), or truncate_left (their beginning is "
+            "dropped).",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = "error",
+    truncation: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset that ends completions where a request names none, such as python.",
+            show_default="none",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    max_body_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=_bytes,
+            metavar="BYTES",
+            help="Most bytes of a request.",
+            show_default="4M",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 4 << 20,
+    max_prompts: Annotated[
+        int,
+        typer.Option(
+            help="Most prompts of a request.", metavar="N", min=1, rich_help_panel=_LIMITS
+        ),
+    ] = 256,
+    max_n: Annotated[
+        int, typer.Option(help="Most n and best_of.", metavar="N", min=1, rich_help_panel=_LIMITS)
+    ] = 64,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="debug, info (a line a request), warning or error.", rich_help_panel=_LOG
+        ),
+    ] = "info",
 ) -> None:
-    """Serve completions over HTTP, as OpenAI's API has them."""
-    from paddlenlp_codegen_task.generator import CodeGenerator
-    from paddlenlp_codegen_task.serving.app import create_app
-    from paddlenlp_codegen_task.serving.run import Server, listen
-    from paddlenlp_codegen_task.serving.settings import Settings
+    """Serve completions over HTTP.
 
-    settings = Settings()
-    listener = listen(host, port)
-    with CodeGenerator.from_pretrained(model, batch_size=batch_size) as generator:
-        where = listener.getsockname()
-        typer.echo(f"serving {generator.name} at http://{where[0]}:{where[1]}")
-        Server(
-            create_app(generator, settings), settings.drain_seconds, listener
-        ).serve_until_stopped()
+    OpenAI's API, and what FauxPilot's, TGI's and Ollama's clients send. SIGTERM or Ctrl+C ends it
+    once what runs has ended; a second one ends it at once.
+    """
+    with _ended_by_sigterm():
+        with _told():
+            from paddlenlp_codegen_task.serving import keys, run
+            from paddlenlp_codegen_task.serving.app import create_app
+            from paddlenlp_codegen_task.serving.settings import Settings
+
+            _log(log_level)
+            settings = Settings(
+                keys.collect(api_key or (), api_key_file, os.environ.get(keys.VARIABLE, "")),
+                overflow=overflow,  # type: ignore[arg-type]  # which checks it
+                max_waiting=max_waiting,
+                request_timeout=request_timeout or None,
+                drain_seconds=drain_seconds,
+                max_body_bytes=max_body_bytes,
+                max_prompts=max_prompts,
+                max_n=max_n,
+                cors_origins=tuple(cors_origin or ()),
+                truncation=truncation,
+            )
+            listener = run.listen(host, port)
+            public = run.is_public(listener)
+            if public and not (settings.api_keys or no_api_key):
+                raise ValueError(
+                    f"--host {host}: other machines can reach it, and there is no key: give "
+                    "--api-key-file, --api-key or PADDLENLP_CODEGEN_API_KEY, or --no-api-key to "
+                    "let everybody in"
+                )
+            options: dict[str, Any] = {
+                "engine": engine,
+                "precision": precision,
+                "device": device,
+                "from_hf_hub": from_hf_hub,
+                "draft_model": draft_model,
+                "home_path": home_path,
+                "batch_size": batch_size,
+                "num_threads": num_threads,
+                "kv_cache_bytes": kv_cache_bytes,
+                "prefix_cache_bytes": prefix_cache_bytes,
+            }
+            if prefix_cache_bytes is None:
+                del options["prefix_cache_bytes"]
+            generator = run.load(model, **options)
+        with listener, generator:
+            if not settings.api_keys:
+                who = "everybody who reaches it" if public else "this machine alone, without a key"
+                typer.echo(f"open to {who}", err=True)
+            typer.echo(f"serving {generator.name} at {run.url(listener)}")
+            server = run.Server(create_app(generator, settings), drain_seconds, listener)
+            server.serve_until_stopped()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the process as at its end: loading takes back what it had half written."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """End with one line where something cannot be, its options named as on the command line."""
+    try:
+        yield
+    except ImportError as error:
+        fail(f"{error}: pip install 'paddlenlp_codegen_task[serve]' brings what the server needs")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # as loading raises them
+        logger.debug("this has failed", exc_info=True)
+        message = str(error).replace("draft_model: task_path", "draft_model")
+        message = message.replace("from_hf_hub=True", "--from-hf-hub")
+        fail(_OPTION.sub(lambda found: _NAMES[found[0]], message))
+
+
+def _log(level: str) -> None:
+    """Write what happens to standard error, from this level on."""
+    levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+    number = levels[checks.choice("log_level", level, list(levels))]
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=max(number, 30))
+    logging.getLogger("paddlenlp_codegen_task").setLevel(number)
 
 
 if __name__ == "__main__":

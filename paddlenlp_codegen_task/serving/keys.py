@@ -80,8 +80,12 @@ def collect(given: Iterable[str], file: Path | None, variable: str) -> tuple[str
 
 
 def _read(file: Path) -> str:
-    with file.open("rb") as opened:
-        content = opened.read(LARGEST_FILE + 1)
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST_FILE + 1)
+    except OSError as error:
+        where = checks.shown(str(file))
+        raise OSError(f"--api-key-file: cannot read {where}: {error.strerror}") from error
     if len(content) > LARGEST_FILE:
         raise ValueError(f"--api-key-file may have {LARGEST_FILE:,} bytes, and has more")
     return content.decode(errors="replace")  # what is no text can be no key, and is told below

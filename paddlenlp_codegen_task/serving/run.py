@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import signal
 import socket
 from types import FrameType
+from typing import Unpack
 
 import uvicorn
 from fastapi import FastAPI
 
+from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
+from paddlenlp_codegen_task.decoding.scheduler import Scheduler
+from paddlenlp_codegen_task.generator import CodeGenerator
+from paddlenlp_codegen_task.options import LoadingOptions
+from paddlenlp_codegen_task.runtime import device
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
 from paddlenlp_codegen_task.serving.gate import Traffic
 
+logger = logging.getLogger(__name__)
+
+PREFIX_SHARE = 0.25  # of the free memory; what runs takes half of it where it is the host's, too
 LAST_WORDS = 1.0  # seconds for the errors of requests whose time to end is over
 
 
@@ -68,23 +78,45 @@ class Server(uvicorn.Server):
         asyncio.run(self.serve([self._listener]))
 
 
+def load(model: str | None, **options: Unpack[LoadingOptions]) -> CodeGenerator:
+    """Load what is to be served, as CodeGenerator.from_pretrained does.
+
+    Without `prefix_cache_bytes`, the prefix cache may take PREFIX_SHARE of the host's memory that
+    is free once the model is loaded.
+    """
+    generator = CodeGenerator.from_pretrained(model, **options)
+    if "prefix_cache_bytes" not in options:
+        most = int((device.free_bytes(None) or 0) * PREFIX_SHARE)
+        logger.info("the prefix cache may take %s bytes", f"{most:,}")
+
+        def keep_prefixes(scheduler: Scheduler) -> None:
+            scheduler.slots.prefix_cache = PrefixCache(most)
+
+        generator.engine.run(keep_prefixes)
+    return generator
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens, before anything slow is done.
 
     Raises:
         OSError: the address is in use, or none of this machine's.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    where = f"http://{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise OSError(f"cannot listen at {where}: {error.strerror}") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(f"cannot listen at {where}: {error.strerror}") from error
     return listener
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.truncation import PRESETS
 
 
@@ -39,3 +40,13 @@ class Settings:
     truncation: str | None = None
     truncations: tuple[str, ...] = field(default_factory=lambda: tuple(PRESETS))
     unread_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is not among its choices.
+
+        Raises:
+            ValueError: lists them.
+        """
+        checks.choice("overflow", self.overflow, ("error", "truncate_left"))
+        if self.truncation is not None:
+            checks.choice("truncation", self.truncation, self.truncations)
