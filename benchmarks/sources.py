@@ -26,10 +26,10 @@ SUFFIXES = {
 }
 DEBIAN = {
     "java": ("guava-libraries", "libcommons-lang3-java", "jackson-databind",
-             "mockito",  "netty"),
+             "mockito", "netty"),
     "go": ("golang-1.19", "golang-github-spf13-cobra"),
-    "c": ("redis", "curl", "lua5.4", "libgit2", "tmux", "openssh", "zlib", "libpng1.6",
-          "postgresql-15"),
+    "c": ("redis", "curl", "lua5.4", "tmux", "openssh", "zlib", "libuv1",
+          "libevent", "gawk", "nano"),
     "cpp": ("leveldb", "fmtlib", "re2", "rapidjson", "protobuf", "googletest", "spdlog",
             "libjsoncpp", "poco", "tinyxml2"),
 }  # fmt: skip

@@ -371,7 +371,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the counts")
     parser.add_argument("--pages", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    languages = {}
+    date = datetime.now(UTC).date().isoformat()
+    languages: dict[str, Any] = {}
     for language in options.languages:
         start = time.perf_counter()
         cuts = options.cuts or CUTS[language]
@@ -382,17 +383,24 @@ def main() -> None:
             for each in found.differences:
                 file.write(json.dumps(asdict(each)) + "\n")
         print(f"{language}: {json.dumps(one)}", flush=True)
+        if options.out is not None:
+            one |= {"seed": options.seed, "python": platform.python_version()}
+            languages = add_to(options.out / f"truncation-{date}.json", language, one)
     text = table(languages)
     print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        date = datetime.now(UTC).date().isoformat()
-        values = {"date": date, "python": platform.python_version(), "seed": options.seed}
-        target = options.out / f"truncation-{date}.json"
-        content = json.dumps({**values, "languages": languages}, indent=1) + "\n"
-        target.write_text(content, encoding="utf-8")
     for page in options.pages:
         write_into(page, text)
+
+
+def add_to(target: Path, language: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Write one language's results into a file that may hold others' already; return all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    held = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    languages = {**held.get("languages", {}), language: found}
+    ordered = {name: languages[name] for name in SUFFIXES if name in languages}
+    content = json.dumps({"languages": ordered}, indent=1) + "\n"
+    target.write_text(content, encoding="utf-8")
+    return ordered
 
 
 if __name__ == "__main__":
