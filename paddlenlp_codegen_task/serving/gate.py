@@ -120,7 +120,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> RequestError | None:
         """Why a request is not let in."""
         path = scope["path"]
-        if not self._keys.allow(path, scope["headers"]):
+        if not self._keys.allow(scope["method"], path, scope["headers"]):
             return RequestError(
                 "a key is required, and this is none of the server's: send it as 'Authorization: "
                 "Bearer KEY' or 'api-key: KEY'",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from paddlenlp_codegen_task.serving.protocol import RequestError
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 # (huggingface_hub's InferenceClient) raise an error class by error_type.
 TGI_TYPES = {400: "validation", 413: "validation", 429: "overloaded", 503: "overloaded"}
 TGI_PATHS = frozenset({"/", "/generate", "/generate_stream", "/info"})
+
+_WORD = re.compile(r"\w+")
 
 
 def refusal(scope: Scope, error: RequestError) -> tuple[int, dict[str, Any]]:
@@ -46,6 +50,18 @@ def tgi_error(error: RequestError) -> dict[str, Any]:
 def ollama_error(error: RequestError) -> dict[str, Any]:
     """An error of Ollama (server/routes.go); clients show it as it is."""
     return {"error": str(error)}
+
+
+def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """An error that calls fields as a dialect does.
+
+    Args:
+        error: what is wrong, by the names of OpenAI's fields.
+        names: the dialect's name of each field that has another one there.
+    """
+    message = _WORD.sub(lambda word: names.get(word[0], word[0]), str(error))
+    param = None if error.param is None else names.get(error.param, error.param)
+    return RequestError(message, param, error.status, error.kind, error.code)
 
 
 def _agent(scope: Scope) -> bytes:
