@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from paddlenlp_codegen_task.decoding.events import Finished, Text
 from paddlenlp_codegen_task.decoding.request import Request
-from paddlenlp_codegen_task.requests import Call, Completion, PromptTooLong
+from paddlenlp_codegen_task.requests import Call, PromptTooLong
 from paddlenlp_codegen_task.serving import protocol
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine, Overloaded
-from paddlenlp_codegen_task.serving.logprobs import LogProbs
+from paddlenlp_codegen_task.serving.logprobs import LogProbs, TokenBytes, joined
 from paddlenlp_codegen_task.serving.protocol import CompletionRequest, RequestError
 from paddlenlp_codegen_task.serving.settings import Settings
 
@@ -23,7 +24,9 @@ OPTION_NAMES = {
     "min_length": "min_tokens",
     "num_return_sequences": "n",
     "num_beams": "best_of",
+    "prompt_logprobs": "logprobs",
 }
+_OPTION = re.compile(rf"\b({'|'.join(OPTION_NAMES)})\b")
 
 
 @dataclass
@@ -97,9 +100,13 @@ class Completions:
         for n, one in enumerate(finished):
             generated += sum(len(row.token_ids) for row in one.rows)
             cached += one.rows[0].cached_tokens
-            completions = job.call.completions(one.request, one.rows)
-            for completion in completions:
-                choices.append(self._choice(job, n, len(choices), completion))
+            for completion in job.call.completions(one.request, one.rows):
+                written = _Choice(job, n, len(choices), self.tokenizer)
+                choices.append(
+                    written.part(
+                        completion.text, completion.logprobs or (), completion.finish_reason
+                    )
+                )
         return answer.body(choices, usage=protocol.usage(job.prompt_tokens, generated, cached))
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
@@ -108,15 +115,10 @@ class Completions:
         count, asked = job.call.config.num_return_sequences, job.asked
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         more: dict[str, Any] = {"usage": None} if with_usage else {}
-        shown = [0] * (count * len(job.requests))
-        log_probs: list[LogProbs | None] = [None] * len(shown)
-        if asked.echo:
-            for n, text in enumerate(job.texts):
-                for index in range(n * count, (n + 1) * count):
-                    shown[index] = len(text)
-                    yield answer.body([protocol.choice(index, text, None, None)], **more)
-        if asked.logprobs is not None:
-            log_probs = [LogProbs(self.tokenizer, offset) for offset in shown]
+        choices = [
+            _Choice(job, index // count, index, self.tokenizer)
+            for index in range(count * len(job.requests))
+        ]
         generated = cached = 0
         async with aclosing(self.engine.run(job.call, job.requests)) as pieces:
             async for piece in pieces:
@@ -125,14 +127,9 @@ class Completions:
                     generated += sum(len(row.token_ids) for row in event.rows)
                     cached += event.rows[0].cached_tokens
                 elif isinstance(event, Text) and event.index < count:
-                    index = piece.prompt * count + event.index
-                    shown[index] += len(event.text)
-                    written, follows = None, log_probs[index]
-                    if follows is not None:
-                        follows.add(event.log_probs)
-                        written = follows.write(shown[index])
-                    if event.text or event.finish_reason:
-                        part = protocol.choice(index, event.text, event.finish_reason, written)
+                    choice = choices[piece.prompt * count + event.index]
+                    part = choice.part(event.text, event.log_probs, event.finish_reason)
+                    if part["text"] or event.finish_reason:
                         yield answer.body([part], **more)
         if with_usage:
             total = protocol.usage(job.prompt_tokens, generated, cached)
@@ -155,35 +152,71 @@ class Completions:
             ) from None
         except (TypeError, ValueError) as error:
             raise _request_error(error) from None
-        texts = []
-        if asked.echo:
-            texts = [
-                self.tokenizer.decode(prompt) if isinstance(prompt, list) else prompt
-                for prompt in prompts
-            ]
+        texts = self._echoed(asked, prompts, requests) if asked.echo else []
         return Job(asked, call, requests, texts)
+
+    def _echoed(
+        self,
+        asked: CompletionRequest,
+        prompts: list[str | protocol.Ids],
+        requests: list[Request],
+    ) -> list[str]:
+        """Texts of prompts, without what was dropped of them."""
+        whole = asked.truncate_prompt_tokens is None and self.settings.overflow == "error"
+        return [
+            prompt if whole and isinstance(prompt, str) else self.tokenizer.decode(one.prompt_ids)
+            for prompt, one in zip(prompts, requests, strict=True)
+        ]
 
     def _request(
         self, asked: CompletionRequest, call: Call, prompt: str | protocol.Ids, number: int
     ) -> Request:
         most = asked.truncate_prompt_tokens
+        if prompt == "":  # a new document, which the model has seen begin so
+            prompt = [self.tokenizer.eos_token_id]
         if isinstance(prompt, str) and most is None:
             return call.request(prompt, number)
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt)
         return call.request_of_ids(prompt, number, most)
 
-    def _choice(self, job: Job, prompt: int, index: int, completion: Completion) -> dict[str, Any]:
-        text, offset = completion.text, 0
-        if job.asked.echo:
-            offset = len(job.texts[prompt])
-            text = job.texts[prompt] + text
+
+class _Choice:
+    """One choice of an answer, as far as it has been written."""
+
+    def __init__(self, job: Job, prompt: int, index: int, tokenizer: TokenBytes) -> None:
+        """Begin the `index`-th, which completes the `prompt`-th prompt."""
+        self._index = index
+        self._request = job.requests[prompt]
+        self._tokenizer = tokenizer
+        self._echo: str | None = job.texts[prompt] if job.asked.echo else None
+        self._shown = len(self._echo or "")
+        self._log_probs: LogProbs | None = None
+        if job.asked.logprobs is not None:
+            self._log_probs = LogProbs(tokenizer, self._shown)
+
+    def part(
+        self, text: str, log_probs: Iterable[dict[int, float]], finish_reason: str | None
+    ) -> dict[str, Any]:
+        """What is new: text, and the tokens that have come; first of all the echo."""
+        self._shown += len(text)
         written = None
-        if completion.logprobs is not None:
-            follows = LogProbs(self.tokenizer, offset)
-            follows.add(completion.logprobs)
-            written = follows.write(len(text))
-        return protocol.choice(index, text, completion.finish_reason, written)
+        if self._log_probs is not None:
+            self._log_probs.add(log_probs)
+            written = self._log_probs.write(self._shown)
+        if self._echo is not None:
+            text, self._echo = self._echo + text, None
+            if written is not None:
+                written = joined(self._of_prompt(), written)
+        return protocol.choice(self._index, text, finish_reason, written)
+
+    def _of_prompt(self) -> dict[str, Any]:
+        found = LogProbs(self._tokenizer)
+        first, *others = self._request.prompt_ids
+        found.add_token(first, None)
+        for token_id, one in zip(others, self._request.prompt_log_probs or (), strict=True):
+            found.add_token(token_id, one)
+        return found.write()
 
 
 def overloaded() -> RequestError:
@@ -198,9 +231,6 @@ def overloaded() -> RequestError:
 
 def _request_error(error: Exception) -> RequestError:
     """What is wrong with an option, by the field's name; the option's is the first word."""
-    message = str(error)
+    message = _OPTION.sub(lambda found: OPTION_NAMES[found[0]], str(error))
     name = message.split(" ", 1)[0].rstrip(":")
-    field = OPTION_NAMES.get(name, name)
-    if field not in CompletionRequest.model_fields:
-        return RequestError(message, "prompt" if name == "prompt" else None)
-    return RequestError(field + message[len(name) :], field)
+    return RequestError(message, name if name in CompletionRequest.model_fields else None)

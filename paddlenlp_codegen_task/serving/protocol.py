@@ -6,17 +6,22 @@ what goes beyond it is named as in vLLM. Fields that are not known are ignored, 
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.options import GenerationOptions
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ids = list[int]
+_ID = re.compile("[0-9]{1,9}")
+WRONG = "wrong"  # errors of pydantic's with a message of ours
 MINUS_INFINITY = -9999.0  # JSON knows no infinity; vLLM's choice
 
 # What ends a text by itself: "eos" and "stop" are one for OpenAI.
@@ -25,6 +30,44 @@ FINISH_REASONS: dict[str, Literal["stop", "length"]] = {
     "eos": "stop",
     "length": "length",
 }
+
+
+def _wrong(field: str, expected: str) -> PydanticCustomError:
+    return PydanticCustomError(WRONG, f"{field} must be {expected}")
+
+
+def _checked_prompt(value: Any) -> Any:
+    """A prompt of any of its four kinds; pydantic would complain four times of one that is none."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise _wrong("prompt", "a string, token ids, or a list of strings or of lists of token ids")
+    if all(isinstance(one, str) for one in value) or _are_ids(value):
+        return value
+    if all(isinstance(one, list) and _are_ids(one) for one in value):
+        return value
+    raise _wrong("prompt", "strings, token ids or lists of token ids, all of one kind")
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(type(one) is int for one in value)
+
+
+def _checked_stop(value: Any) -> Any:
+    many = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if value is None or isinstance(value, str) or many:
+        return value
+    raise _wrong("stop", "a string or a list of strings")
+
+
+def _checked_bias(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        ids = all(isinstance(one, str) and _ID.fullmatch(one) for one in value)
+        if ids and all(type(one) in (int, float) and abs(one) <= 100 for one in value.values()):
+            return value
+    raise _wrong("logit_bias", "an object of token ids with numbers from -100 to 100")
 
 
 class StreamOptions(BaseModel):
@@ -41,7 +84,7 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str | None = None
-    prompt: str | Ids | list[str] | list[Ids] | None = None
+    prompt: Annotated[Any, BeforeValidator(_checked_prompt)] = None
     suffix: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = 1.0
@@ -52,10 +95,10 @@ class CompletionRequest(BaseModel):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = False
-    stop: str | list[str] | None = None
+    stop: Annotated[Any, BeforeValidator(_checked_stop)] = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = 0.0
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = 0.0
-    logit_bias: dict[str, Finite] | None = None
+    logit_bias: Annotated[Any, BeforeValidator(_checked_bias)] = None
     seed: int | None = None
     user: str | None = None
 
@@ -104,15 +147,29 @@ class RequestError(ValueError):
         return {"error": error}
 
 
+def refused(error: ValidationError) -> RequestError:
+    """What is wrong with a body, first of all; nothing of the body is in it."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where, message = first["loc"], str(first["msg"])
+    if not where:
+        what = f"the body must be a JSON object: {message}"
+    elif first["type"] == WRONG:
+        what = message
+    else:
+        # Of names within a field, which a client may have made up, none is repeated.
+        what = f"{where[0]}: {message}"
+    return RequestError(checks.line(what, 300), str(where[0]) if where else None)
+
+
 def prompts(request: CompletionRequest) -> list[str | Ids]:
     """The prompts of a request, texts or token ids."""
-    found = request.prompt
-    if found is None:
-        raise RequestError("prompt: a string is required, or a list of them", "prompt")
+    found: str | Ids | list[str] | list[Ids] | None = request.prompt
+    if found is None and "prompt" not in request.model_fields_set:
+        raise RequestError("prompt is required: a string, or a list of them", "prompt")
+    if found is None:  # OpenAI's default: a new document
+        found = ""
     if isinstance(found, str):
         return [found]
-    if not found:
-        raise RequestError("prompt: the list is empty", "prompt")
     ids = [one for one in found if isinstance(one, int)]
     if ids:
         return [ids]
@@ -135,32 +192,35 @@ def generation_options(request: CompletionRequest, truncations: Sequence[str]) -
     count, best_of = request.n or 1, request.best_of
     if best_of is not None and best_of < count:
         raise RequestError(f"best_of must be n ({count}) at least, got {best_of}", "best_of")
-    if request.stream and (best_of or 1) > 1:
+    if request.stream and (best_of or 1) > count:
         raise RequestError("best_of does not go with stream: its texts are ranked", "best_of")
+    most = 16 if request.max_tokens is None else request.max_tokens
+    prompt_logprobs = request.logprobs if request.echo else None
     options: GenerationOptions = {
-        "max_length": max(request.max_tokens if request.max_tokens is not None else 16, 1),
+        "max_length": most,
         "min_length": request.min_tokens or 0,
         "num_return_sequences": count,
         "repetition_penalty": request.repetition_penalty or 1.0,
         "presence_penalty": request.presence_penalty or 0.0,
         "frequency_penalty": request.frequency_penalty or 0.0,
-        "logit_bias": _logit_bias(request.logit_bias),
+        "logit_bias": {int(token): bias for token, bias in (request.logit_bias or {}).items()},
         "logprobs": request.logprobs,
+        "prompt_logprobs": 0 if not most and prompt_logprobs is None else prompt_logprobs,
         "seed": None if request.seed is None else request.seed % 2**64,
         "truncation": request.truncation,
         "stop": request.stop,
         "ignore_eos": bool(request.ignore_eos),
     }
     temperature = 1.0 if request.temperature is None else request.temperature
-    if request.use_beam_search:
+    if not most or (temperature == 0 and not request.use_beam_search):
+        options["decode_strategy"] = "greedy_search"
+        del options["seed"]
+    elif request.use_beam_search:
         options["decode_strategy"] = "beam_search"
         options["num_beams"] = max(best_of or count, count)
         options["length_penalty"] = (
             1.0 if request.length_penalty is None else request.length_penalty
         )
-        del options["seed"]
-    elif temperature == 0:
-        options["decode_strategy"] = "greedy_search"
         del options["seed"]
     else:
         options["decode_strategy"] = "sampling"
@@ -171,16 +231,6 @@ def generation_options(request: CompletionRequest, truncations: Sequence[str]) -
         if best_of is not None and best_of > count:
             options["best_of"] = best_of
     return options
-
-
-def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
-    if not given:
-        return None
-    try:
-        return {int(token): bias for token, bias in given.items()}
-    except ValueError:
-        message = "logit_bias must have token ids as keys, such as {'50256': -100}"
-        raise RequestError(message, "logit_bias") from None
 
 
 def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:

@@ -8,17 +8,21 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.serving.async_engine import Overloaded
 from paddlenlp_codegen_task.serving.completions import overloaded
 from paddlenlp_codegen_task.serving.gate import Gone
-from paddlenlp_codegen_task.serving.protocol import RequestError
+from paddlenlp_codegen_task.serving.protocol import RequestError, refused
 from paddlenlp_codegen_task.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +47,7 @@ async def read(request: Request, model: type[Model], settings: Settings) -> Mode
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        field = str(first["loc"][0]) if first["loc"] else None
-        problem = f"{where}: {first['msg']}" if where else str(first["msg"])
-        raise RequestError(problem[:300].replace("\n", " "), field) from None
+        raise refused(error) from None
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -107,7 +107,24 @@ async def streamed(request: Request, parts: Parts, framing: Framing) -> Response
         first = await unless_gone(request, _first(parts))
     except Overloaded:
         raise overloaded() from None
-    return StreamingResponse(_written(first, parts, framing), media_type=framing.media_type)
+    return _Streamed(first, parts, framing)
+
+
+class _Streamed(StreamingResponse):
+    """Gives up what it streams as soon as its client is gone, not when memory is collected."""
+
+    def __init__(self, first: dict[str, Any] | None, parts: Parts, framing: Framing) -> None:
+        self._parts = parts
+        self._written = _written(first, parts, framing)
+        super().__init__(self._written, media_type=framing.media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # What is written may never have been asked for its first part.
+            await self._written.aclose()
+            await self._parts.aclose()
 
 
 async def _first(parts: Parts) -> dict[str, Any] | None:
@@ -128,9 +145,7 @@ async def _written(
         except Exception as error:
             # An error's text may have a prompt's in it.
             logger.warning("a stream has failed: %s", type(error).__name__)
-            failed = RequestError(
-                f"{type(error).__name__}: {error}", status=500, kind="server_error"
-            )
+            message = checks.line(f"{type(error).__name__}: {error}", 300)
+            failed = RequestError(message, status=500, kind="server_error")
             yield framing.write(framing.fault(failed))
-            return
     yield framing.end
