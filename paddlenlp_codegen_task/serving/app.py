@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from paddlenlp_codegen_task.generator import CodeGenerator
-from paddlenlp_codegen_task.serving import operations, page
+from paddlenlp_codegen_task.serving import about, dialects, operations, page
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
 from paddlenlp_codegen_task.serving.completions import Completions
 from paddlenlp_codegen_task.serving.protocol import CompletionRequest, RequestError
@@ -36,6 +37,12 @@ def create_app(generator: CodeGenerator, settings: Settings | None = None) -> Fa
         status, body = refusal(request.scope, error)
         return JSONResponse(body, status, headers)
 
+    @app.exception_handler(HTTPException)
+    async def astray(request: Request, error: HTTPException) -> Response:
+        told = RequestError(f"{request.method}: {error.detail}", status=error.status_code)
+        status, body = refusal(request.scope, told)
+        return JSONResponse(body, status, error.headers)
+
     @app.post("/v1/completions")
     async def complete(request: Request) -> Response:
         asked = await read(request, CompletionRequest, settings)
@@ -44,6 +51,8 @@ def create_app(generator: CodeGenerator, settings: Settings | None = None) -> Fa
             return await streamed(request, completions.stream(job), OPENAI)
         return JSONResponse(await unless_gone(request, completions.answer(job)))
 
+    about.add_routes(app, completions)
+    dialects.add_routes(app, completions)
     page.add_routes(app)
     operations.add_routes(app, engine)
     operations.add_gate(app, engine, settings)

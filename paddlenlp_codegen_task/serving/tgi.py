@@ -181,7 +181,7 @@ async def _answer(completions: Completions, asked: GenerateRequest) -> dict[str,
     [completion] = job.call.completions(finished.request, finished.rows)
     answer: dict[str, Any] = {"generated_text": _before(asked) + completion.text}
     if completion.logprobs is not None:
-        follows = Tokens(completions.tokenizer)
+        follows = Tokens(completions.tokenizer, job.asked.logprobs or 0)
         follows.add(completion.logprobs)
         tokens = follows.settle(completion.text) + follows.end()
         answer["details"] = {
@@ -201,7 +201,8 @@ async def _stream(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """An answer, token by token; the last has all of the text."""
     job = await _job(completions, asked, stream=True)
-    follows, text, reason = Tokens(completions.tokenizer), "", "length"
+    follows = Tokens(completions.tokenizer, job.asked.logprobs or 0)
+    text, reason = "", "length"
     last: dict[str, Any] | None = None
     index = 0
     async with aclosing(completions.engine.run(job.call, job.requests)) as pieces:
@@ -226,8 +227,9 @@ async def _stream(
                     last = None
             elif isinstance(happened, Finished):
                 [row] = happened.rows
-                if last is None:  # the token that ended the text is none of its own
-                    token = {"id": row.token_ids[-1], "text": "", "logprob": 0.0, "special": True}
+                if last is None:  # the text was all there when the model ended it
+                    end = completions.tokenizer.eos_token_id
+                    token = {"id": end, "text": "", "logprob": None, "special": True}
                     last = {"index": index + 1, "token": token}
                 last["generated_text"] = _before(asked) + text
                 last["details"] = None
@@ -252,8 +254,9 @@ class Tokens:
     The parts make up the text, whatever cuts it: a token whose text is cut has what is left.
     """
 
-    def __init__(self, tokenizer: TokenBytes) -> None:
-        """Begin with a text's first token."""
+    def __init__(self, tokenizer: TokenBytes, top: int) -> None:
+        """Begin with a text's first token; tell of the `top` likeliest in each one's place."""
+        self._top = top
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""  # that is settled, and of no token yet
@@ -275,20 +278,22 @@ class Tokens:
         return done
 
     def end(self) -> list[Token]:
-        """The token in which the text was cut, if it was."""
-        if not self._text or not self._waiting:
-            return []
-        return [self._written(self._waiting.popleft()[0], len(self._text))]
+        """The tokens whose text has been cut: the first has what is left of it."""
+        left = [(log_probs, len(self._text)) for log_probs, _ in self._waiting]
+        self._waiting.clear()
+        return [self._written(log_probs, length) for log_probs, length in left]
 
     def _written(self, log_probs: dict[int, float], length: int) -> Token:
         text, self._text = self._text[:length], self._text[length:]
-        own, *others = [
-            {
-                "id": token_id,
-                "text": self._token_bytes(token_id).decode(errors="replace"),
-                "logprob": max(log_prob, MINUS_INFINITY),
-                "special": not self._token_bytes(token_id),
-            }
-            for token_id, log_prob in log_probs.items()
-        ]
-        return {**own, "text": text}, others
+        own = self._one(next(iter(log_probs)), log_probs)
+        likeliest = sorted(log_probs, key=log_probs.__getitem__, reverse=True)[: self._top]
+        return {**own, "text": text}, [self._one(token_id, log_probs) for token_id in likeliest]
+
+    def _one(self, token_id: int, log_probs: dict[int, float]) -> dict[str, Any]:
+        data = self._token_bytes(token_id)
+        return {
+            "id": token_id,
+            "text": data.decode(errors="replace"),
+            "logprob": max(log_probs[token_id], MINUS_INFINITY),
+            "special": not data,
+        }
