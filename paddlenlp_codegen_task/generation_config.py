@@ -76,8 +76,9 @@ class GenerationConfig:
             likeliest tokens; None for no report.
         prompt_logprobs: the same of the prompt's tokens, each after those before it. Such a prompt
             runs by itself, all of it, whatever the prefix cache has.
-        output_scores: report each completion's score as PaddleNLP does: the mean log-probability
-            of its tokens after min_length and repetition_penalty.
+        output_scores: report each completion's score: the mean log-probability of its tokens after
+            min_length and repetition_penalty, as PaddleNLP has it while sampling (its greedy
+            search averages logits instead).
         seed: makes a run repeat exactly, whatever else is in the batch; None for a new one.
         truncation: regex, or list of them: the completion ends before the first match, without
             trailing blanks; or the name of a preset, such as "python". None keeps all text.
