@@ -42,6 +42,7 @@ _NOT_WRITABLE = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.EFBIG,
+    errno.ENOENT,  # of a folder in /proc, where none can be made
 )
 
 

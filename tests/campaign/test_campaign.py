@@ -82,6 +82,7 @@ ONCE_FAILED: list[tuple[str, dict[str, Any]]] = [
             ("load", "draft_model", "'.'"),
             ("load", "draft_model", "'../home-2'"),
             ("load", "home_path", "'loop/x'"),
+            ("load", "home_path", "'/proc/nothing'"),
             ("load", "truncation", "'a' * 100_000"),
             ("config", "truncation", "[str(n) for n in range(20_000)]"),
             ("config", "truncation", "'[[a]'"),
