@@ -129,6 +129,8 @@ setup(
             "import-linter",
             "matplotlib",
             "mypy",
+            "ollama",
+            "openai",
             "playwright",
             "pytest",
             "ruff",

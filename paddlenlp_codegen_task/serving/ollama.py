@@ -33,6 +33,7 @@ from paddlenlp_codegen_task.serving.protocol import (
     CompletionRequest,
     Finite,
     RequestError,
+    Stop,
 )
 from paddlenlp_codegen_task.serving.refusals import ollama_error, renamed
 from paddlenlp_codegen_task.serving.transport import Framing, line, read, streamed, unless_gone
@@ -57,7 +58,7 @@ class Options(BaseModel):
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Stop = None
     repeat_penalty: Annotated[Finite, Field(gt=0)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
@@ -76,13 +77,13 @@ class GenerateRequest(BaseModel):
     truncate: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    keep_alive: float | str | None = None
+    keep_alive: Any = None
     system: str | None = None
     template: str | None = None
     context: list[int] | None = None
     images: list[str] | None = None
     format: Any = None
-    think: bool | str | None = None
+    think: Any = None
 
 
 class ShowRequest(BaseModel):

@@ -60,6 +60,9 @@ def _checked_stop(value: Any) -> Any:
     raise _wrong("stop", "a string or a list of strings")
 
 
+Stop = Annotated[Any, BeforeValidator(_checked_stop)]
+
+
 def _checked_bias(value: Any) -> Any:
     if value is None:
         return None
@@ -95,7 +98,7 @@ class CompletionRequest(BaseModel):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = False
-    stop: Annotated[Any, BeforeValidator(_checked_stop)] = None
+    stop: Stop = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = 0.0
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = 0.0
     logit_bias: Annotated[Any, BeforeValidator(_checked_bias)] = None
@@ -156,8 +159,8 @@ def refused(error: ValidationError) -> RequestError:
     elif first["type"] == WRONG:
         what = message
     else:
-        # Of names within a field, which a client may have made up, none is repeated.
-        what = f"{where[0]}: {message}"
+        # Names within a field that a client may make up, logit_bias's, are checked above.
+        what = f"{'.'.join(str(one) for one in where)}: {message}"
     return RequestError(checks.line(what, 300), str(where[0]) if where else None)
 
 
