@@ -4,7 +4,7 @@ VENV := .venv
 VENV26 := .venv-paddle26
 BIN := $(VENV)/bin
 
-.PHONY: run test lint suite smoke-paddle26 campaign benchmark train clean
+.PHONY: run test lint suite smoke-paddle26 campaign benchmark benchmark-serve train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -32,12 +32,19 @@ campaign: $(VENV)/dev.done
 CHECKPOINT ?= build/codegen-350M
 PEERS := huggingface ctranslate openvino
 
-benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done)
-	test -f $(CHECKPOINT)/model.safetensors.index.json \
-	  || $(BIN)/python benchmarks/make_checkpoint.py $(CHECKPOINT)
+benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done) $(CHECKPOINT)/model.safetensors.index.json
 	$(BIN)/python benchmarks/compare.py $(CHECKPOINT)
 	$(BIN)/python benchmarks/report.py $$(ls benchmarks/results/compare-*.json | tail -1) \
 	  --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
+
+# The server under load, and others with the same weights: half an hour.
+benchmark-serve: $(VENV)/benchmark.done .venv-ctranslate/done $(CHECKPOINT)/model.safetensors.index.json
+	$(BIN)/python benchmarks/serve.py $(CHECKPOINT)
+	$(BIN)/python benchmarks/serve_report.py $$(ls benchmarks/results/serve-*.json | tail -1) \
+	  --pages docs/server.md docs/server_cn.md --plots docs/plots
+
+$(CHECKPOINT)/model.safetensors.index.json: | $(VENV)/benchmark.done
+	$(BIN)/python benchmarks/make_checkpoint.py $(CHECKPOINT)
 
 # Corpus, vocabulary, training, refinement, packaging, evaluation: each goes on from what the one before
 # left in WORK, and training from its last checkpoint or, where there is none, from the packaged model
@@ -76,7 +83,7 @@ $(VENV)/dev.done: setup.py
 
 $(VENV)/benchmark.done: setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e ".[cpu,benchmark]"
+	$(BIN)/pip install --quiet -e ".[cpu,serve,benchmark]"
 	touch $@
 
 # optimum-intel brings a torchvision that does not import beside this torch.

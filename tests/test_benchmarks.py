@@ -5,12 +5,14 @@ Times are not looked at, only what has to hold whatever they are.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import runpy
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -257,6 +259,9 @@ PEER_PACKAGES = {
     "huggingface": "transformers",
     "ctranslate": "ctranslate2",
     "optimum_openvino": "optimum",
+    "serve_ours": "fastapi",
+    "serve_ctranslate": "ctranslate2",
+    "serve_paddlenlp": "paddlenlp",
 }
 LABELS = re.findall(
     r'^    System\("(.+?)",', (BENCHMARKS / "compare.py").read_text(encoding="utf-8"), re.M
@@ -449,6 +454,146 @@ def test_start(run: Callable[..., None], tmp_path: Path) -> None:
     results = only_json(tmp_path)
     assert results["CodeGenerator"]["text"] == results["Taskflow"]["text"] != ""
     assert results["Taskflow"]["processor_seconds"] > results["CodeGenerator"]["processor_seconds"]
+
+
+def test_serve_and_its_report(run: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    folders = ("--environments", tmp_path, "--work", tmp_path / "work", "--out", tmp_path)
+    parts = ("generate", "first_byte", "editor", "sweep", "overload")
+    run("serve.py", "--small", *folders, "--threads", 1, "--parts", *parts[:2])
+    run("serve.py", "--small", *folders, "--threads", 1, "--parts", *parts[2:])
+    results = only_json(tmp_path)
+    assert set(parts) < set(results)  # of both runs
+    for part in parts:
+        assert 0 < results[part]["client_share_of_a_core"] < 1
+    generated = results["generate"]
+    rates = [generated[f"{name}_tokens_per_second"] for name in ("ours", "generate")]
+    assert generated["ratio"] == pytest.approx(rates[0] / rates[1])
+    for part in (results["first_byte"]["1"], results["first_byte"]["32"]):
+        assert 0 < part["beyond_engine_seconds"] < part["first_byte_seconds"]
+        assert part["stream_first_text_seconds"] > 0
+    assert results["editor"]["keystrokes"] == {"with": 8, "without": 4}
+    assert list(results["sweep"]["ours"]) == ["1", "4"]
+    for point in results["sweep"]["ours"].values():
+        assert 0 < point["first_byte_seconds"] <= point["seconds"] <= point["seconds_p95"]
+    load = results["overload"]
+    assert load["requests"] == load["accepted"] + load["refused"] + load["hung_up"]
+    assert load["accepted"] > 0
+    assert load["lost"] == load["other_answers"] == 0
+
+    [path] = tmp_path.glob("serve-*.json")
+    for other in ("ctranslate", "paddlenlp"):  # as if they had been measured
+        values = {**generated, "peer_tokens_per_second": rates[1], "ratio": 7.654}
+        results[other] = {**values, "ratio_range": [7, 8]}
+    path.write_text(json.dumps(results), encoding="utf-8")
+    pages = [tmp_path / "page.md", tmp_path / "page_cn.md"]
+    for page in pages:
+        page.write_text("<!-- tables -->\n<!-- end of tables -->\n", encoding="utf-8")
+    run("serve_report.py", path, "--pages", *pages, "--plots", tmp_path / "plots")
+    for page, word in zip(pages, ("keystroke", "客户端"), strict=True):
+        text = page.read_text(encoding="utf-8")
+        assert word in text
+        assert text.count("**7.65** (7.00 to 8.00)") == 2
+        assert len([line for line in text.splitlines() if line.startswith("| ")]) == 9
+    plots = {one.name for one in (tmp_path / "plots").iterdir() if one.stat().st_size}
+    assert plots == {"serve-throughput.png", "serve-latency.png"}
+
+
+@pytest.mark.parametrize(
+    ("peer", "label"),
+    [
+        ("serve_ours", "ours fp32"),
+        ("serve_ctranslate", "CTranslate2 fp32"),
+        ("serve_paddlenlp", "PaddleNLP fp32"),
+    ],
+)
+def test_every_server_of_the_comparison(
+    benchmarks: None, checkpoint: Path, home_path: Path, tmp_path: Path, peer: str, label: str
+) -> None:
+    """Each answers many clients with whole streams, and with the text that the model gives."""
+    import servers
+
+    if find_spec(PEER_PACKAGES[peer]) is None:
+        pytest.skip(f"{PEER_PACKAGES[peer]} is not in this environment")
+    for name in (".venv", ".venv-ctranslate"):
+        (tmp_path / name).symlink_to(sys.prefix)
+    folders = {"work": tmp_path / "work", "environments": tmp_path, "checkpoint": checkpoint}
+    bench = servers.Bench(Namespace(threads=1, precision="fp32", **folders), servers.SMALL)
+    try:
+        server = bench.server(peer, label)
+        prompts = bench.prompts(6)
+        answers = server.load(prompts, 3)
+        assert sorted(one.prompt for one in answers) == sorted(prompts)
+        decode = Tokenizer.from_folder(checkpoint).decode
+        expected = dict(zip(prompts, greedy(checkpoint, home_path, prompts, 4), strict=True))
+        for one in answers:
+            assert one.sent < one.first <= one.last
+            assert "".join(one.texts) == decode(expected[one.prompt])
+        assert len(server.load(bench.prompts(5), 3, enough=2)) == 2
+    finally:
+        bench.close()
+
+
+CHUNK = b"%x\r\n%s\r\n"
+EVENT = b'data: {"choices":[{"text":"a"}],"usage":{"completion_tokens":%d}}\n\n'
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+DONE = EVENT % 4 + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "is_whole"),
+    [
+        (STREAM + CHUNK % (len(DONE), DONE) + b"0\r\n\r\n", 200, True),
+        (STREAM + b"".join(CHUNK % (1, bytes([c])) for c in DONE) + b"0\r\n\r\n", 200, True),
+        (STREAM + CHUNK % (len(EVENT % 4), EVENT % 4) + b"0\r\n\r\n", 200, False),
+        (STREAM + CHUNK % (len(EVENT % 4), EVENT % 4), 200, False),
+        (STREAM + b"9\r\ndata", 200, False),
+        (STREAM, 200, False),
+        (b"", 0, False),
+        (b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}", 429, False),
+        (b"HTTP/1.1 500 Error\r\nContent-Length: 2\r\n\r\n{}", 500, False),
+    ],
+)
+def test_what_a_client_takes_for_an_answer(
+    benchmarks: None, said: bytes, status: int, is_whole: bool
+) -> None:
+    """An answer that is cut off anywhere, short or refused counts as what it is."""
+    import servers
+    import sse_client
+
+    async def ask() -> Any:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await sse_client.Connection(port, "/", {}).ask("a")
+
+    answer = asyncio.run(ask())
+    assert answer.status == status
+    assert servers.whole(answer, 4) == is_whole
+    assert not servers.whole(answer, 5)
+
+
+def test_what_is_missed_is_said(benchmarks: None) -> None:
+    import serve
+
+    results = {
+        "generate": {"ratio": 0.95},
+        "ctranslate": {"ratio": 1.2},
+        "first_byte": {"1": {"beyond_engine_seconds": 0.003}},
+        "overload": {"lost": 0, "memory_growth": 0.01, "other_answers": 1},
+    }
+    names = [line.split(":")[0] for line in serve.missed(results)]
+    assert names == [
+        "ctranslate.ratio",
+        "first_byte.1.beyond_engine_seconds",
+        "overload.other_answers",
+    ]
 
 
 def test_hello_world(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
