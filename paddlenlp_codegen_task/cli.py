@@ -344,7 +344,7 @@ def serve(
     OpenAI's API, and what FauxPilot's, TGI's and Ollama's clients send. SIGTERM or Ctrl+C ends it
     once what runs has ended; a second one ends it at once.
     """
-    with _ended_by_sigterm():
+    with _ended_by_signals():
         with _told():
             from paddlenlp_codegen_task.serving import keys, run
             from paddlenlp_codegen_task.serving.app import create_app
@@ -396,17 +396,18 @@ def serve(
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the process as at its end: loading takes back what it had half written."""
+def _ended_by_signals() -> Iterator[None]:
+    """Have a signal end the process in order: loading takes back what it had half written."""
 
     def end(*_: object) -> NoReturn:
         raise SystemExit(0)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @contextmanager

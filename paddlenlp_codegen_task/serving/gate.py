@@ -12,6 +12,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
+
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
 from paddlenlp_codegen_task.serving.keys import Keys
@@ -104,7 +106,7 @@ class Gate:
             return
         try:
             await self._within_time(scope, self._receiving(receive, exchange), sending, exchange)
-        except Gone:
+        except (Gone, ClientDisconnect):  # the latter amid the body
             return
         except Exception as error:
             # An error's text may have a prompt's in it.

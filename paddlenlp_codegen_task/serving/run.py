@@ -61,6 +61,8 @@ class Server(uvicorn.Server):
         """Answer, until it is time to stop; then nothing but that time is over, or up."""
         await super().main_loop()
         self._engine.draining = True
+        running, seconds = self._traffic.running, self._drain_seconds
+        logger.info("stopping: %d requests have %g seconds to end", running, seconds)
         if not await self._quiet(self._drain_seconds):
             self._engine.stop()
             await self._quiet(LAST_WORDS)
