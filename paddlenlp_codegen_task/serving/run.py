@@ -54,7 +54,8 @@ class Server(uvicorn.Server):
         """
         if self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
-            os.kill(os.getpid(), sig)
+            signal.raise_signal(sig)
+            os._exit(128 + sig)  # the first process of a container does not die of a signal
         self._engine.draining = self.should_exit = True
 
     async def main_loop(self) -> None:
