@@ -289,7 +289,7 @@ def curl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def minuet(server: Running, body: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Ask as minuet-ai does (lua/minuet/utils.lua, make_curl_args), with more than its 3 seconds."""
+    """Ask as minuet-ai does (lua/minuet/utils.lua, make_curl_args); it waits for 3 seconds."""
     file = folder / "body"
     file.write_text(json.dumps(body))
     return curl(
