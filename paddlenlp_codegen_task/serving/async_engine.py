@@ -22,8 +22,13 @@ T = TypeVar("T")
 UNREAD = 64  # hand-overs of one request that its reader has not taken, at which it is held back
 
 
-class Overloaded(Exception):
+class Overloaded(RequestError):
     """As much waits as may."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        message = "the server has as many requests as it takes: try again later"
+        super().__init__(message, status=429, kind="rate_limit_error", code="rate_limit_exceeded")
 
 
 class TimedOut(RequestError):

@@ -81,7 +81,7 @@ class Completions:
                 "prompt",
             )
         if self.engine.rows + rows > self.engine.max_rows:  # told before it takes any time
-            raise overloaded()
+            raise Overloaded
         if asked.suffix:
             raise RequestError("suffix: this model does not infill, leave it out", "suffix")
         if sum(map(len, found)) <= INLINE:
@@ -91,10 +91,7 @@ class Completions:
     async def answer(self, job: Job) -> dict[str, Any]:
         """All of an answer."""
         answer = protocol.Answer(self.engine.generator.name)
-        try:
-            finished = await self.engine.finish(job.call, job.requests)
-        except Overloaded:
-            raise overloaded() from None
+        finished = await self.engine.finish(job.call, job.requests)
         choices: list[dict[str, Any]] = []
         generated = cached = 0
         for n, one in enumerate(finished):
@@ -217,16 +214,6 @@ class _Choice:
         for token_id, one in zip(others, self._request.prompt_log_probs or (), strict=True):
             found.add_token(token_id, one)
         return found.write()
-
-
-def overloaded() -> RequestError:
-    """The answer to a request that would have to wait for too long."""
-    return RequestError(
-        "the server has as many requests as it takes: try again later",
-        status=429,
-        kind="rate_limit_error",
-        code="rate_limit_exceeded",
-    )
 
 
 def _request_error(error: Exception) -> RequestError:

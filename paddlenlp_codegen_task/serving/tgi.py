@@ -22,8 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.decoding.events import Finished, Text
-from paddlenlp_codegen_task.serving.async_engine import Overloaded
-from paddlenlp_codegen_task.serving.completions import Completions, Job, overloaded
+from paddlenlp_codegen_task.serving.completions import Completions, Job
 from paddlenlp_codegen_task.serving.logprobs import TokenBytes
 from paddlenlp_codegen_task.serving.protocol import (
     MINUS_INFINITY,
@@ -174,10 +173,7 @@ async def _job(completions: Completions, asked: GenerateRequest, stream: bool) -
 async def _answer(completions: Completions, asked: GenerateRequest) -> dict[str, Any]:
     """All of an answer."""
     job = await _job(completions, asked, stream=False)
-    try:
-        [finished] = await completions.engine.finish(job.call, job.requests)
-    except Overloaded:
-        raise overloaded() from None
+    [finished] = await completions.engine.finish(job.call, job.requests)
     [completion] = job.call.completions(finished.request, finished.rows)
     answer: dict[str, Any] = {"generated_text": _before(asked) + completion.text}
     if completion.logprobs is not None:

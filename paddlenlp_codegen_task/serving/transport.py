@@ -15,8 +15,6 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.serving.async_engine import Overloaded
-from paddlenlp_codegen_task.serving.completions import overloaded
 from paddlenlp_codegen_task.serving.gate import Gone
 from paddlenlp_codegen_task.serving.protocol import RequestError, refused
 from paddlenlp_codegen_task.serving.settings import Settings
@@ -103,10 +101,7 @@ OPENAI = Framing("text/event-stream", event, RequestError.body, b"data: [DONE]\n
 
 async def streamed(request: Request, parts: Parts, framing: Framing) -> Response:
     """An answer in parts; what fails before the first of them has a status."""
-    try:
-        first = await unless_gone(request, _first(parts))
-    except Overloaded:
-        raise overloaded() from None
+    first = await unless_gone(request, _first(parts))
     return _Streamed(first, parts, framing)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
-from running_server import Running
+from running_server import PATIENCE, Running, wait_until
 
 from paddlenlp_codegen_task.serving.settings import Settings
 from paddlenlp_codegen_task.serving.tgi import Tokens
@@ -512,3 +514,48 @@ def test_a_full_server_says_so_in_the_dialect(
         assert answer.headers["retry-after"]
         if error_type:
             assert answer.json()["error_type"] == "overloaded"
+
+
+def given_up(server: Running) -> float:
+    """Sequences whose clients have gone."""
+    found = re.findall(
+        r'_total{[^}]*finished_reason="abort"[^}]*} (\S+)', server.get("/metrics").text
+    )
+    return sum(map(float, found))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/",
+            {
+                "inputs": PROMPT,
+                "parameters": {"max_new_tokens": 900, "temperature": 2.0, "seed": 1},
+            },
+        ),
+        (
+            "/api/generate",
+            {
+                "model": "m",
+                "prompt": PROMPT,
+                "options": {"num_predict": 900, "temperature": 2, "seed": 1, "top_p": 1},
+            },
+        ),
+    ],
+)
+def test_a_client_that_goes_frees_its_place(
+    server: Running, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    before, engine = given_up(server), server.app.state.engine
+    wait_until(lambda: not engine.rows)
+    body = {**body, "stream": stream}
+    if stream:
+        with httpx.stream("POST", server.url + path, json=body, timeout=PATIENCE) as answer:
+            next(answer.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + path, json=body, timeout=0.3)
+    wait_until(lambda: not engine.rows)
+    assert given_up(server) == before + 1
