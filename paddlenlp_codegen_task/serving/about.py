@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.serving.completions import Completions
 from paddlenlp_codegen_task.serving.protocol import RequestError
 from paddlenlp_codegen_task.serving.transport import read
+
+VERSION = version_of("paddlenlp_codegen_task")
 
 
 class TokenizeRequest(BaseModel):
@@ -63,7 +65,7 @@ def add_routes(app: FastAPI, completions: Completions) -> None:
 
     @app.get("/version")
     async def version() -> dict[str, str]:
-        return {"version": __version__}
+        return {"version": VERSION}
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> dict[str, Any]:

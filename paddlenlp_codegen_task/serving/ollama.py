@@ -23,9 +23,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.decoding.events import Finished, Text
 from paddlenlp_codegen_task.generator import CodeGenerator
+from paddlenlp_codegen_task.serving.about import VERSION
 from paddlenlp_codegen_task.serving.completions import INLINE, Completions, Job
 from paddlenlp_codegen_task.serving.logprobs import LogProbs
 from paddlenlp_codegen_task.serving.protocol import (
@@ -143,7 +143,7 @@ def add_routes(app: FastAPI, completions: Completions) -> None:
 
     @app.get("/api/version")
     async def version() -> Response:
-        return JSONResponse({"version": __version__})
+        return JSONResponse({"version": VERSION})
 
     @app.head("/")  # whether anybody is there, asked before anything else by Ollama's own client
     async def heartbeat() -> Response:

@@ -20,8 +20,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.decoding.events import Finished, Text
+from paddlenlp_codegen_task.serving.about import VERSION
 from paddlenlp_codegen_task.serving.completions import Completions, Job
 from paddlenlp_codegen_task.serving.logprobs import TokenBytes
 from paddlenlp_codegen_task.serving.protocol import (
@@ -122,7 +122,7 @@ def add_routes(app: FastAPI, completions: Completions) -> None:
                 "max_total_tokens": context,
                 "max_client_batch_size": 1,
                 "router": "paddlenlp-codegen",
-                "version": __version__,
+                "version": VERSION,
             }
         )
 
