@@ -177,13 +177,15 @@ PATHS = [
 ]
 
 _INTEGERS = {  # with the least they may be
-    **dict.fromkeys(("max_length", "num_beams", "num_return_sequences", "best_of"), 1),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "best_of"), 1),
     **dict.fromkeys(("batch_size", "num_threads", "kv_cache_bytes"), 1),
     **dict.fromkeys(("min_length", "top_k", "logprobs", "seed", "prefix_cache_bytes"), 0),
+    **dict.fromkeys(("max_length", "prompt_logprobs"), 0),  # 0 is possible with the other
 }
 _MAY_BE_NONE = {
     *("best_of", "logprobs", "seed", "num_threads", "kv_cache_bytes", "logit_bias", "truncation"),
     *("stop", "suppress_tokens", "prompt_lookup", "home_path", "draft_model", "progress"),
+    "prompt_logprobs",
 }
 _NUMBERS: dict[str, Callable[[float], bool]] = {
     "temperature": lambda x: x > 0,
@@ -210,7 +212,7 @@ GENERATION = [
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "num_beams"),
     *("suppress_tokens", "length_penalty", "early_stopping", "num_return_sequences", "best_of"),
     *("logprobs", "output_scores", "seed", "truncation", "stop", "ignore_eos", "prompt_lookup"),
-    "prompt_overflow",
+    *("prompt_overflow", "prompt_logprobs"),
 ]
 LOADING = [
     *("engine", "precision", "device", "num_threads", "home_path", "from_hf_hub", "static_mode"),
