@@ -316,10 +316,12 @@ class Scheduler:
             self._successors += [row for row in self._starting.plan() if not row.token_ids]
         chunk = self._starting.chunk()
         if chunk:
-            scored = self._starting.scored
-            output, _ = self._forward("prefill", len(self.slots.rows), chunk, scored is not None)
-            if scored is not None and np.isnan(output.logsumexp).any():
-                self._fail_request(scored, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
+            scored = self._starting.scored is not None
+            output, _ = self._forward("prefill", len(self.slots.rows), chunk, scored)
+            only = self._starting.only
+            if only is not None and np.isnan(output.logsumexp).any():
+                # At once: were it given up before its end, what is no number would stay there.
+                self._fail_request(only, FloatingPointError(sampling.NOT_NUMBERS), broken=True)
                 return
             rows, of_rows = self._starting.take(output)
             self._begin(rows, of_rows)

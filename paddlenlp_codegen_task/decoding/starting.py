@@ -92,6 +92,12 @@ class Starting:
         work = self._prefill
         return work.starts[0].request if work is not None and work.scores else None
 
+    @property
+    def only(self) -> Request | None:
+        """The request whose prompt is run by itself; None if several are."""
+        work = self._prefill
+        return work.starts[0].request if work is not None and len(work.starts) == 1 else None
+
     def take(self, output: StepOutput) -> tuple[list[Row], StepOutput]:
         """A step has run `chunk`: have rows run whose prompts are done.
 

@@ -326,6 +326,32 @@ def test_errors_are_each_caller_s_own():
     assert_as_alone(finished(run(scheduler))[0])
 
 
+def test_a_long_prompt_that_is_not_numbers_fails_at_its_first_chunk():
+    runtime = FakeRuntime()
+    scheduler = Scheduler(runtime, 2)
+    [text] = prompts([600])
+    bad = make(text, 20, Batch(1))
+    erased: list[int] = []
+
+    class Watched(type(runtime.cache)):  # type: ignore[misc]
+        def erase(self, slot: int) -> None:
+            erased.append(slot)
+            super().erase(slot)
+
+    runtime.cache.__class__ = Watched
+
+    def broken(slot: int, token_ids: Rows[Rows[int]], output: StepOutput) -> StepOutput:
+        return replace(output, logsumexp=np.full_like(output.logsumexp, np.nan))
+
+    runtime.on_forward = broken
+    scheduler.add(bad)
+    [event] = scheduler.step()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, FloatingPointError)
+    assert erased == [0]
+    assert_empty(scheduler, runtime)
+
+
 def test_what_is_not_a_number_is_gone_from_its_slot():
     runtime = FakeRuntime()
     scheduler = Scheduler(runtime, 2)
