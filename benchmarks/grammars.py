@@ -81,6 +81,7 @@ _GRAMMARS = {
         _names("compound_statement"),
         _names("declaration_list field_declaration_list"),
         _C_STOPS,
+        _names("compound_statement"),  # of a macro that begins a function
     ),
     "cpp": _Grammar(
         "tree_sitter_cpp",
@@ -88,6 +89,7 @@ _GRAMMARS = {
         _names("compound_statement try_statement"),
         _names("declaration_list field_declaration_list"),
         _C_STOPS,
+        _names("compound_statement"),  # of a macro that begins a function
     ),
 }
 

@@ -36,6 +36,7 @@ MARKED = [
     ("javascript", "module.exports = { f() { «y('é'); }», g() { z(); } };\n"),
     ("go", "package p\n\nfunc f() {\n\tx(func() { «y() })\n}»\n\nfunc g() {}\n"),
     ("c", "static int f(int «x) { return x; }»\nint g(void) { return 1; }\n"),
+    ("cpp", "TEST(a) { x([](int y) { «z(y); }); }»\nint g() { return 1; }\n"),
     ("cpp", "namespace n { struct A { int f() { «return 1; }» int g(); }; }\n"),
 ]
 FILES = {
