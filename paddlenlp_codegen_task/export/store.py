@@ -188,7 +188,10 @@ def _parsed_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int,
     """The manifest, and each file's size and SHA-256."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ExportError(f"{folder} has no {MANIFEST}: not an export, or not a complete one")
+        raise ExportError(
+            f"{folder} has no {MANIFEST}: not an export, or not a complete one; from_export and "
+            "is_static_model=True take what was exported"
+        )
     damaged = ExportError(f"{path} is damaged; export again")
     try:
         manifest = read_json(path)

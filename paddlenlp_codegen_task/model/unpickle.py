@@ -92,6 +92,7 @@ class _Machine:
         self.below = 0  # values in these, and the marks
         self.memo: dict[int, object] = {}
         self.here = file.tell()  # kept, since asking takes a system call
+        self.frame_end = 0
         self.end = file.seek(0, 2)
         file.seek(self.here)
 
@@ -99,6 +100,8 @@ class _Machine:
         for _ in range(_MOST_INSTRUCTIONS):
             if (code := self.read(1)) == b".":
                 value = self.stack.pop()
+                if self.here < self.frame_end:
+                    raise CheckpointError("damaged: a frame goes on behind its pickle")
                 _require_shallow(value)
                 return value
             instruction = _INSTRUCTIONS.get(code)
@@ -117,6 +120,15 @@ class _Machine:
     def require(self, count: int) -> None:
         if count > self.end - self.here:
             raise CheckpointError("truncated: the file ends within its pickle")
+        if self.here < self.frame_end < self.here + count:
+            raise CheckpointError("damaged: a frame ends within an instruction")
+
+    def begin_frame(self, count: int) -> None:
+        """Frames are for reading ahead; here their lengths tell damage, as they do in pickle."""
+        if self.here < self.frame_end:
+            raise CheckpointError("damaged: a frame begins within another")
+        self.require(count)
+        self.frame_end = self.here + count
 
     def number(self, layout: str) -> int:
         value: int = struct.unpack(layout, self.read(struct.calcsize(layout)))[0]
@@ -240,7 +252,7 @@ def _require_shallow(value: object) -> None:
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda m: m.read(1),  # protocol version
-    b"\x95": lambda m: m.read(8),  # frame length: a hint for reading ahead
+    b"\x95": lambda m: m.begin_frame(m.number("<Q")),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
     b"\x89": lambda m: m.push(False),

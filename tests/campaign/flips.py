@@ -109,6 +109,8 @@ class Attacker:
         self._pristine: dict[str, Path] = {}
         self._expected: dict[str, list[Any]] = {}
         self._tensors: dict[str, dict[str, np.ndarray]] = {}
+        for target in CHECKPOINTS:  # each imports what writes it, which takes a while
+            self._copied(target)
 
     def attack(self, given: dict[str, Any]) -> Outcome:
         """Damage one copy of one file, and use it."""

@@ -62,6 +62,9 @@ ONCE_FAILED: list[tuple[str, dict[str, Any]]] = [
         ("flips", {"target": "onnxruntime-fp32", "how": "stray", "large": True, "stray": stray})
         for stray in ("tokenizer.json", "added_tokens.json", "stray")
     ),
+    # A frame's length, which pickle minds, and a weight.
+    ("flips", {"target": "paddle4", "how": "flips", "places": [5, 33_361_671], "bit": 6}),
+    ("taskflow", {"options": {"is_static_model": "True"}, "call": {}, "prompts": "'x'"}),
     ("disks", {"work": "onnxruntime", "obstacle": "bytes", "amount": 1030, "late": True}),
     ("disks", {"work": "onnxruntime", "obstacle": "length", "amount": 100, "late": True}),
     ("disks", {"work": "paddle", "obstacle": "bytes", "amount": 3521, "late": True}),

@@ -163,6 +163,9 @@ CRAFTED = {
     "length of text": b"\x8d" + (2**40).to_bytes(8, "little") + b".",
     "length of integer": b"\x8b\xff\xff\xff\x7f.",
     "frame length": b"\x95" + (2**62).to_bytes(8, "little"),
+    "frame within an instruction": b"\x95" + (4).to_bytes(8, "little") + b"NNJ\0\0\0\0.",
+    "frame within a frame": (b"\x95" + (30).to_bytes(8, "little")) * 2 + b"N" * 29 + b".",
+    "frame behind the pickle": b"\x95" + (9).to_bytes(8, "little") + b"N." + bytes(9),
     # Hashing these as a key overflows the C stack, or takes 2^60 steps.
     "deep key": b"}" + b"N" + b"\x85" * 200_000 + b"Ns.",
     "wide key": b"}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
