@@ -10,7 +10,7 @@ one in WHOLE is truncated at once, too, which must come to the same text. Files 
 the language's line ends, with and without a byte-order mark.
 
 Python's files are those of its standard library, unless there is a folder `python`. Differences go
-to <folder>/differences-<language>.jsonl, counts to a file in --out, and into a table of --pages.
+to <folder>/differences-<language>.jsonl, counts to the file --out, and into a table of --pages.
 """
 
 from __future__ import annotations
@@ -368,10 +368,9 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, help=f"a language; default: {CUTS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="folder for the counts")
+    parser.add_argument("--out", type=Path, help="file for the counts, which may hold others")
     parser.add_argument("--pages", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    date = datetime.now(UTC).date().isoformat()
     languages: dict[str, Any] = {}
     for language in options.languages:
         start = time.perf_counter()
@@ -384,8 +383,9 @@ def main() -> None:
                 file.write(json.dumps(asdict(each)) + "\n")
         print(f"{language}: {json.dumps(one)}", flush=True)
         if options.out is not None:
-            one |= {"seed": options.seed, "python": platform.python_version()}
-            languages = add_to(options.out / f"truncation-{date}.json", language, one)
+            date = datetime.now(UTC).date().isoformat()
+            one |= {"date": date, "seed": options.seed, "python": platform.python_version()}
+            languages = add_to(options.out, language, one)
     text = table(languages)
     print(text)
     for page in options.pages:

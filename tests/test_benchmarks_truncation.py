@@ -103,14 +103,13 @@ def test_files_that_are_left_out(run: Callable[..., None], tmp_path: Path) -> No
 
 def test_truncation(run: Callable[..., None], folder: Path, tmp_path: Path) -> None:
     """Nothing differs, and the table and the results say so."""
-    page = tmp_path / "page.md"
+    page, results = tmp_path / "page.md", tmp_path / "out" / "results.json"
     page.write_text("<!-- tables -->\n<!-- end of tables -->\n", encoding="utf-8")
     run(
         "truncation.py",
         folder,
-        *("--cuts", 60, "--processes", 1, "--out", tmp_path / "out", "--pages", page),
+        *("--cuts", 60, "--processes", 1, "--out", results, "--pages", page),
     )
-    [results] = (tmp_path / "out").glob("truncation-*.json")
     languages = json.loads(results.read_text(encoding="utf-8"))["languages"]
     assert list(languages) == list(FILES)
     for language, found in languages.items():
@@ -119,6 +118,21 @@ def test_truncation(run: Callable[..., None], folder: Path, tmp_path: Path) -> N
         assert found["decided"] > 30
         assert (folder / f"differences-{language}.jsonl").read_text(encoding="utf-8") == ""
         assert f"| `{language}` | 60 | 1 | 0 |" in page.read_text(encoding="utf-8")
+
+    run(
+        "truncation.py",
+        folder,
+        "--languages",
+        "go",
+        "--cuts",
+        5,
+        "--processes",
+        1,
+        "--out",
+        results,
+    )
+    after = json.loads(results.read_text(encoding="utf-8"))["languages"]
+    assert {name: one["cuts"] for name, one in after.items() if one != languages[name]} == {"go": 5}
 
 
 def test_differences_are_found_and_made_small(
