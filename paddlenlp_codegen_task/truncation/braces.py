@@ -211,7 +211,8 @@ class BraceCut:
         self._newlines += 1
         if self._newlines == 3 and self._wrote_code and self._block is None:
             self.position = start - self._length
-        if self._language.newline_ends and (self._block is None or self._block.kind == "container"):
+        may_end = self._block is None or self._block.kind == "container"
+        if may_end and self._language.newline_ends and not self._language.goes_on(self._header):
             self._header = ""
         else:
             self._append(" ")

@@ -40,7 +40,8 @@ class Language:
         lexer: tells code from comments and literals.
         function: tells the header of a block that runs: a function, a loop.
         container: tells the header of a block that holds declarations: a class.
-        newline_ends: a line break outside brackets ends a statement.
+        newline_ends: a line break outside brackets may end a statement.
+        goes_on: tells the header that a line break does not end.
         nested: tells the header of a function that is one even within a callback.
         called: tells the header of a function that is called at once, beside those in parentheses.
         constant: tells the header of an enum's constant, which holds declarations, too; given that
@@ -51,6 +52,7 @@ class Language:
     function: Test
     container: Test
     newline_ends: bool = False
+    goes_on: Test = _never
     nested: Test = _never
     called: Test = _never
     constant: Callable[[str, str], object] = _never
@@ -144,8 +146,8 @@ JAVASCRIPT = Language(
     # A module is often a function, called at once, around those that have a name.
     nested=_regex(
         r"(?:^|[^(,\s] )(?:async )?function ?\*? ?[\w$]+ ?\(\)$",
-        r"[=:] ?(?:async )?function ?\*? ?(?:[\w$]+ ?)?\(\)$",
-        r"(?<!=)= ?(?:async ?)?(?:\(\)|[\w$]+) ?=>$",
+        r"(?:=|^[^?]*:) ?(?:async )?function ?\*? ?(?:[\w$]+ ?)?\(\)$",
+        r"(?<!=)= ?(?:(?:async ?)?(?:\(\)|[\w$]+) ?=> ?)+$",
     ),
     called=_regex(r"^(?:[!+~-]|void ) ?(?:async )?function ?\*? ?[\w$]* ?\(\)$"),
 )
@@ -183,4 +185,6 @@ GO = Language(
     _go_function,
     _go_container,
     newline_ends=True,
+    # https://go.dev/ref/spec#Semicolons
+    goes_on=_regex(r"(?:[^\s\w)\]}\"+-]|(?<!\+)\+|(?<!-)-|\b(?:func|if|for|go|type|var|case)) *$"),
 )
