@@ -284,13 +284,26 @@ PARTS: dict[str, Callable[[Bench], Any]] = {
 
 
 def timed(part: Callable[[Bench], Any], bench: Bench) -> Any:
-    """A part's results, and how much of a core this client has taken while it worked."""
+    """A part's results, and what else has worked: this client, and others on the machine."""
     served, used = Server.served_seconds, Server.client_seconds
+    busy, total, own = *processors(), bench.processor_seconds()
     found = part(bench)
     found["client_share_of_a_core"] = (Server.client_seconds - used) / (
         Server.served_seconds - served
     )
+    busy_now, total_now = processors()
+    others = busy_now - busy - (bench.processor_seconds() - own)
+    found["others_share_of_the_machine"] = others / (total_now - total)
     return found
+
+
+def processors() -> tuple[float, float]:
+    """Seconds that all processors have worked, and been there."""
+    line = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+    ticks = [int(number) for number in line.split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    each = os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - idle) / each, sum(ticks) / each
 
 
 def missed(results: dict[str, Any]) -> list[str]:

@@ -466,6 +466,7 @@ def test_serve_and_its_report(run: Callable[..., None], tmp_path: Path) -> None:
     assert set(parts) < set(results)  # of both runs
     for part in parts:
         assert 0 < results[part]["client_share_of_a_core"] < 1
+        assert -0.1 < results[part]["others_share_of_the_machine"] < 1
     generated = results["generate"]
     rates = [generated[f"{name}_tokens_per_second"] for name in ("ours", "generate")]
     assert generated["ratio"] == pytest.approx(rates[0] / rates[1])
