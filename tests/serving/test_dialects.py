@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from running_server import PATIENCE, Running, wait_until
 
+from paddlenlp_codegen_task.decoding.events import Forward
 from paddlenlp_codegen_task.serving.settings import Settings
 from paddlenlp_codegen_task.serving.tgi import Tokens
 
@@ -551,11 +553,19 @@ def test_a_client_that_goes_frees_its_place(
     before, engine = given_up(server), server.app.state.engine
     wait_until(lambda: not engine.rows)
     body = {**body, "stream": stream}
-    if stream:
-        with httpx.stream("POST", server.url + path, json=body, timeout=PATIENCE) as answer:
-            next(answer.iter_lines())
-    else:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(server.url + path, json=body, timeout=0.3)
-    wait_until(lambda: not engine.rows)
+
+    def slow(_: Forward) -> None:  # the text may end early, and must not before the client goes
+        time.sleep(0.2)
+
+    server.generator.add_step_hook(slow)
+    try:
+        if stream:
+            with httpx.stream("POST", server.url + path, json=body, timeout=PATIENCE) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(server.url + path, json=body, timeout=0.3)
+        wait_until(lambda: not engine.rows)
+    finally:
+        server.generator.remove_step_hook(slow)
     assert given_up(server) == before + 1
