@@ -1,6 +1,6 @@
 """Cuts real files within functions, and compares the truncation presets with parsers.
 
-    python benchmarks/sources.py build/truncation
+    python benchmarks/real_code.py build/truncation
     python benchmarks/truncation.py build/truncation
 
 For each cut, the prompt is a file up to a random place in a function, in the middle of a word, a
@@ -33,8 +33,8 @@ from typing import Any, TypeVar
 
 from grammars import TreeSource
 from parsers import PythonSource, Region, Source, UnreadableError
+from real_code import SUFFIXES
 from report import write_into
-from sources import SUFFIXES
 
 from paddlenlp_codegen_task.truncation import Truncator
 

@@ -617,3 +617,9 @@ def test_every_script_is_run_by_a_test() -> None:
             assert path.stem in PEER_PACKAGES
         else:
             assert re.search(rf'["(]{re.escape(path.name)}"', text), f"no test runs {path.name}"
+
+
+def test_no_two_scripts_have_one_name() -> None:
+    """Each folder's scripts import one another by name, and the tests all of them."""
+    names = [path.name for folder in SCRIPTS for path in (ROOT / folder).glob("*.py")]
+    assert len(names) == len(set(names))

@@ -210,7 +210,7 @@ def test_sources(
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(npm.parent), prepend=":")
     with pytest.raises(SystemExit, match=r"^not to be had: vue$"):
-        run("sources.py", tmp_path / "out", "--languages", "javascript", "python")
+        run("real_code.py", tmp_path / "out", "--languages", "javascript", "python")
     packages = tmp_path / "out" / "javascript"
     files = sorted(str(path.relative_to(packages)) for path in packages.glob("lodash/**/*.*"))
     assert files == ["lodash/b.mjs", "lodash/package/a.js"]
@@ -219,9 +219,9 @@ def test_sources(
 
 
 def test_an_archive_that_leads_elsewhere(run: Callable[..., None], tmp_path: Path) -> None:
-    import sources
+    import real_code
 
     archive(tmp_path / "package.tgz", {"../a.js": ""})
     with pytest.raises(SystemExit, match=r"'\.\./a\.js' would be written elsewhere"):
-        sources.take_files(tmp_path / "package.tgz", (".js",), tmp_path / "out")
+        real_code.take_files(tmp_path / "package.tgz", (".js",), tmp_path / "out")
     assert not (tmp_path / "a.js").exists()

@@ -1,6 +1,6 @@
 """Fetches real source code in each language, for truncation.py.
 
-    python benchmarks/sources.py build/truncation
+    python benchmarks/real_code.py build/truncation
 
 Source packages come from Debian by apt-get, npm packages by npm, each from where the client is
 configured to look. Nothing of them is run or installed: only the files of the language are taken
