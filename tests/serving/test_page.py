@@ -41,7 +41,10 @@ def page(browser_page: Page, server: Running) -> Page:
 
 
 def wait_for_ghost(page: Page) -> str:
-    """What is suggested, once it is complete."""
+    """What is suggested, once it is complete.
+
+    The text before was inserted at once: of keys that come slowly, each may have its suggestion.
+    """
     # By a selector: the page's policy forbids what Playwright evaluates while it waits.
     page.locator("#spoken:not(:empty)").wait_for(state="attached")
     return page.locator("#ghost").inner_text()
@@ -53,7 +56,7 @@ def value(page: Page) -> str:
 
 @in_chromium
 def test_what_is_suggested_is_accepted_by_tab(page: Page):
-    page.keyboard.type(HELLO)  # the text has the focus
+    page.keyboard.insert_text(HELLO)  # the text has the focus
     suggested = wait_for_ghost(page)
     assert suggested.strip() == 'print("Hello World!")'
     assert value(page) == HELLO
@@ -67,7 +70,7 @@ def test_what_is_suggested_is_accepted_by_tab(page: Page):
 
 @in_chromium
 def test_what_is_typed_as_suggested_stays_suggested(page: Page):
-    page.keyboard.type(HELLO)
+    page.keyboard.insert_text(HELLO)
     suggested = wait_for_ghost(page)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
@@ -80,7 +83,7 @@ def test_what_is_typed_as_suggested_stays_suggested(page: Page):
 
 @in_chromium
 def test_a_word_is_accepted_alone(page: Page):
-    page.keyboard.type(HELLO)
+    page.keyboard.insert_text(HELLO)
     suggested = wait_for_ghost(page)
     page.keyboard.press("Control+ArrowRight")
     taken = value(page)[len(HELLO) :]
@@ -93,7 +96,7 @@ def test_alternatives_are_stepped_through(page: Page):
     page.locator("[name=n]").fill("3")
     page.locator("[name=temperature]").fill("1")
     page.locator("#text").focus()
-    page.keyboard.type("x = ")
+    page.keyboard.insert_text("x = ")
     shown = [wait_for_ghost(page)]
     for _ in range(2):
         page.keyboard.press("Alt+BracketRight")
@@ -120,7 +123,7 @@ def test_escape_and_tab_leave_the_text(page: Page):
 def test_what_is_wrong_is_said(page: Page):
     page.locator("[name=max_tokens]").fill("100000")
     page.locator("#text").focus()
-    page.keyboard.type("x = ")
+    page.keyboard.insert_text("x = ")
     page.wait_for_selector("#figures.wrong")
     assert "max_tokens must be below" in page.locator("#figures").inner_text()
 
@@ -146,7 +149,7 @@ def test_it_asks_nobody_but_its_server(page: Page, server: Running):
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.reload()
-    page.keyboard.type(HELLO)
+    page.keyboard.insert_text(HELLO)
     wait_for_ghost(page)
     assert len(asked) >= 3
     assert all(url.startswith(server.url) for url in asked)
