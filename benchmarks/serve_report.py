@@ -46,11 +46,16 @@ def rows(results: dict[str, Any]) -> list[Row]:
     for part in (results.get("first_byte") or {}).values():
         if not isinstance(part, dict):
             continue
-        clients = part["clients"]
+        clients, how = part["clients"], ("", "")
+        if part["spread_seconds"]:
+            how = (" one after another", "，先后到来")
+        elif clients > 1:
+            how = (" at once", "，同时到来")
         found.append(
             (
-                f"request to first byte beyond the engine's own, {clients} clients (ms)",
-                f"从请求到首字节，引擎自身之外的时间，{clients} 个客户端（毫秒）",
+                f"request to first byte beyond the engine's own, "
+                f"{clients} client{'s' if clients > 1 else ''}{how[0]} (ms)",
+                f"从请求到首字节，引擎自身之外的时间，{clients} 个客户端{how[1]}（毫秒）",
                 f"**{1e3 * part['beyond_engine_seconds']:.1f}**, 95 %: "
                 f"{1e3 * part['beyond_engine_seconds_p95']:.1f}",
             )

@@ -145,9 +145,11 @@ class Server:
             Server.served_seconds += time.monotonic() - start
         return found
 
-    def load(self, prompts: list[str], clients: int, enough: int = 0) -> list[Answer]:
+    def load(
+        self, prompts: list[str], clients: int, enough: int = 0, spread: float = 0.0
+    ) -> list[Answer]:
         """Have prompts completed by clients in a closed loop; every answer is whole."""
-        answers = self.serve(closed_loop(self.connect, prompts, clients, enough))
+        answers = self.serve(closed_loop(self.connect, prompts, clients, enough, spread))
         for one in answers:
             if not whole(one, self.new_tokens):
                 raise SystemExit(f"{self.peer} did not answer: {one}")

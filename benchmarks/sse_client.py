@@ -154,7 +154,11 @@ def _note(answer: Answer, event: bytes) -> None:
 
 
 async def closed_loop(
-    connect: Callable[[], Connection], prompts: Iterable[str], clients: int, enough: int = 0
+    connect: Callable[[], Connection],
+    prompts: Iterable[str],
+    clients: int,
+    enough: int = 0,
+    spread: float = 0.0,
 ) -> list[Answer]:
     """Have prompts completed by so many clients, each of which asks again once it has an answer.
 
@@ -163,6 +167,7 @@ async def closed_loop(
         prompts: all that is asked.
         clients: how many ask.
         enough: answers after which the others are given up; 0 for all.
+        spread: seconds over which they come; 0 for all at once.
 
     Returns:
         The answers, as they came.
@@ -171,7 +176,8 @@ async def closed_loop(
     answers: list[Answer] = []
     done = asyncio.Event()
 
-    async def client() -> None:
+    async def client(number: int) -> None:
+        await asyncio.sleep(spread * number / clients)
         connection = connect()
         try:
             for prompt in left:
@@ -181,7 +187,7 @@ async def closed_loop(
         finally:
             connection.close()
 
-    everything = asyncio.gather(*(client() for _ in range(clients)))
+    everything = asyncio.gather(*(client(number) for number in range(clients)))
     watch = asyncio.ensure_future(done.wait())
     await asyncio.wait({everything, watch}, return_when=asyncio.FIRST_COMPLETED)
     watch.cancel()

@@ -480,6 +480,9 @@ def test_serve_and_its_report(run: Callable[..., None], tmp_path: Path) -> None:
     for part in (results["first_byte"]["1"], results["first_byte"]["32"]):
         assert 0 < part["beyond_engine_seconds"] < part["first_byte_seconds"]
         assert part["stream_first_text_seconds"] > 0
+    in_turn = results["first_byte"]["32_in_turn"]
+    assert in_turn["requests"] == results["first_byte"]["32"]["requests"]
+    assert in_turn["spread_seconds"] > 0
     assert results["editor"]["keystrokes"] == {"with": 8, "without": 4}
     assert list(results["sweep"]["ours"]) == ["1", "4"]
     for point in results["sweep"]["ours"].values():
@@ -502,7 +505,7 @@ def test_serve_and_its_report(run: Callable[..., None], tmp_path: Path) -> None:
         text = page.read_text(encoding="utf-8")
         assert word in text
         assert text.count("**7.65** (7.00 to 8.00)") == 2
-        assert len([line for line in text.splitlines() if line.startswith("| ")]) == 9
+        assert len([line for line in text.splitlines() if line.startswith("| ")]) == 10
     plots = {one.name for one in (tmp_path / "plots").iterdir() if one.stat().st_size}
     assert plots == {"serve-throughput.png", "serve-latency.png"}
 
