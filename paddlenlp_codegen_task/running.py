@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 from paddlenlp_codegen_task.decoding.events import Failed, Finished, Text
 from paddlenlp_codegen_task.decoding.request import Request
 from paddlenlp_codegen_task.engine import Engine, Mailbox
 from paddlenlp_codegen_task.requests import Call, Completion
+
+T = TypeVar("T")
 
 UNREAD_PIECES = 256  # of a stream, at which it waits for its reader
 
@@ -64,28 +67,51 @@ def completed(
     Returns:
         An iterator of (number, what the request has come to), in the order in which they finish.
     """
+    jobs = ((number, call, request) for number, request in requests)
+    for number, event in ended(engine, jobs, call.batch.limit):
+        if isinstance(event, Failed):
+            raise event.error
+        yield number, event
+
+
+def ended(
+    engine: Engine, jobs: Iterator[tuple[T, Call, Request]], limit: int
+) -> Iterator[tuple[T, Finished | Failed]]:
+    """Run requests of any calls, no more at a time than keep all places taken.
+
+    Args:
+        engine: runs them.
+        jobs: taken as there is room: what tells a request from others, its call, itself.
+        limit: sequences that run at once.
+
+    Returns:
+        An iterator of (what tells the request from others, what it has come to), in the order in
+        which they end.
+    """
     mailbox = Mailbox(engine)
-    window = max(2, 2 * call.batch.limit // call.samples)
-    running: dict[Request, int] = {}  # with their numbers
+    running: dict[Request, tuple[T, int]] = {}  # and how many sequences each has
+    rows = 0
     try:
         exhausted = False
         while True:
             new: list[Request] = []
-            while not exhausted and len(running) < window:
-                number, request = next(requests, (0, None))
-                if request is None:
+            while not exhausted and (len(running) < 2 or rows < 2 * limit):
+                job = next(jobs, None)
+                if job is None:
                     exhausted = True
                 else:
-                    running[request] = number
+                    key, call, request = job
+                    running[request] = key, call.samples
+                    rows += call.samples
                     new.append(request)
             if new:
                 engine.submit(new, mailbox)
             if not running:
                 return
             for event in mailbox.take():
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Finished):
-                    yield running.pop(event.request), event
+                if isinstance(event, (Finished, Failed)):
+                    key, samples = running.pop(event.request)
+                    rows -= samples
+                    yield key, event
     finally:
         engine.cancel(running)

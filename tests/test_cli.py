@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import paddlenlp_codegen_task
 from paddlenlp_codegen_task import cli
+from paddlenlp_codegen_task.cli import base
 
 RUNNER = CliRunner()
 
@@ -145,7 +146,7 @@ def test_version():
     [("0", 0), ("123", 123), ("2k", 2048), ("3M", 3 << 20), ("4 GiB", 4 << 30), ("1TB", 1 << 40)],
 )
 def test_sizes(text: str, size: int):
-    assert cli._bytes(text) == size
+    assert base.bytes_of(text) == size
 
 
 def in_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

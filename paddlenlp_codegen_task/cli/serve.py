@@ -1,117 +1,17 @@
-"""The command line. Each command imports what it needs itself: `--help` is to be there at once."""
+"""`serve`: completions over HTTP."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from paddlenlp_codegen_task import __version__, checks
-
-logger = logging.getLogger(__name__)
-
-# Typer has click's exceptions, in some versions as a copy of its own.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
-
-_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_BYTES = re.compile(r"([0-9]+)\s*(|[kmgt])(?:i?b)?", re.IGNORECASE)
-
-# The options of loading in errors, as they are called here; those that are words, at the beginning.
-_NAMES = {
-    **dict.fromkeys(("name_or_path", "task_path"), "--model"),
-    **{
-        name: "--" + name.replace("_", "-")
-        for name in (
-            *("batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path"),
-            *(
-                "num_threads",
-                "engine",
-                "precision",
-                "device",
-                "overflow",
-                "truncation",
-                "log_level",
-            ),
-        )
-    },
-}
-_OPTION = re.compile(
-    rf"^(?:{'|'.join(_NAMES)})\b|\b(?:{'|'.join(name for name in _NAMES if '_' in name)})\b"
-)
-
-
-class _Commands(TyperGroup):
-    """Commands whose errors are one line each, and help where none is named."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run the command line."""
-        given = list(sys.argv[1:] if args is None else args) or ["--help"]
-        try:
-            code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
-        except _UsageError as error:
-            fail(error.format_message())  # type: ignore[attr-defined]
-        except typer.Abort:
-            code = 130
-        if not standalone_mode:
-            return code
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-app = typer.Typer(
-    name="paddlenlp-codegen",
-    cls=_Commands,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def fail(message: str) -> NoReturn:
-    """End with an error, on one line."""
-    typer.echo(f"paddlenlp-codegen: {checks.line(message, 600)}", err=True)
-    raise SystemExit(2)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
-    ] = False,
-) -> None:
-    """Code completion with Salesforce CodeGen."""
-
-
-def _bytes(given: str | int) -> int:
-    """A number of bytes: "1000000", "512M", "8GiB"."""
-    text = str(given)
-    match = _BYTES.fullmatch(text.strip())
-    if match is None or len(match[1]) > 15:
-        raise typer.BadParameter(f"{checks.shown(text)} is no size, such as 1000000, 512M or 8G")
-    return int(match[1]) << _UNITS[match[2].lower()]
+from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, told
 
 
 def _seconds(text: str) -> float:
@@ -136,7 +36,6 @@ _MODEL, _SPEED, _LISTEN = "Model", "Speed and memory", "Where to listen, and who
 _LIMITS, _LOG = "Limits", "Log"
 
 
-@app.command()
 def serve(
     model: Annotated[
         str | None,
@@ -202,7 +101,7 @@ def serve(
     kv_cache_bytes: Annotated[
         int | None,
         typer.Option(
-            parser=_bytes,
+            parser=bytes_of,
             metavar="BYTES",
             help="Most memory for the keys and values of what runs, such as 8G.",
             show_default="half of what the model leaves free on the device",
@@ -212,7 +111,7 @@ def serve(
     prefix_cache_bytes: Annotated[
         int | None,
         typer.Option(
-            parser=_bytes,
+            parser=bytes_of,
             metavar="BYTES",
             help="Most memory for those of earlier texts, whose beginnings are then not run again; "
             "0 for none.",
@@ -316,7 +215,7 @@ def serve(
     max_body_bytes: Annotated[
         int,
         typer.Option(
-            parser=_bytes,
+            parser=bytes_of,
             metavar="BYTES",
             help="Most bytes of a request.",
             show_default="4M",
@@ -344,13 +243,13 @@ def serve(
     OpenAI's API, and what FauxPilot's, TGI's and Ollama's clients send. SIGTERM or Ctrl+C ends it
     once what runs has ended; a second one ends it at once.
     """
-    with _ended_by_signals():
-        with _told():
+    with ended_by_signals():
+        with told():
             from paddlenlp_codegen_task.serving import keys, run
             from paddlenlp_codegen_task.serving.app import create_app
             from paddlenlp_codegen_task.serving.settings import Settings
 
-            _log(log_level)
+            log(log_level)
             settings = Settings(
                 keys.collect(api_key or (), api_key_file, os.environ.get(keys.VARIABLE, "")),
                 overflow=overflow,  # type: ignore[arg-type]  # which checks it
@@ -393,44 +292,3 @@ def serve(
             typer.echo(f"serving {generator.name} at {run.url(listener)}")
             server = run.Server(create_app(generator, settings), drain_seconds, listener)
             server.serve_until_stopped()
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Have a signal end the process in order: loading takes back what it had half written."""
-
-    def end(*_: object) -> NoReturn:
-        raise SystemExit(0)
-
-    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """End with one line where something cannot be, its options named as on the command line."""
-    try:
-        yield
-    except ImportError as error:
-        fail(f"{error}: pip install 'paddlenlp_codegen_task[serve]' brings what the server needs")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:  # as loading raises them
-        logger.debug("this has failed", exc_info=True)
-        message = str(error).replace("draft_model: task_path", "draft_model")
-        message = message.replace("from_hf_hub=True", "--from-hf-hub")
-        fail(_OPTION.sub(lambda found: _NAMES[found[0]], message))
-
-
-def _log(level: str) -> None:
-    """Write what happens to standard error, from this level on."""
-    levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-    number = levels[checks.choice("log_level", level, list(levels))]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=max(number, 30))
-    logging.getLogger("paddlenlp_codegen_task").setLevel(number)
-
-
-if __name__ == "__main__":
-    app()

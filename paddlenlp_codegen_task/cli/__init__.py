@@ -1,0 +1,37 @@
+"""The command line. Each command imports what it needs itself: `--help` is to be there at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from paddlenlp_codegen_task import __version__
+from paddlenlp_codegen_task.cli.base import Commands
+from paddlenlp_codegen_task.cli.serve import serve
+
+app = typer.Typer(
+    name="paddlenlp-codegen",
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    """Code completion with Salesforce CodeGen."""
+
+
+app.command()(serve)

@@ -1,0 +1,1 @@
+"""Benchmarks of code models, run on any checkpoint: problems, completions, verdicts, reports."""
