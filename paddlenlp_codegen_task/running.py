@@ -81,7 +81,8 @@ def ended(
 
     Args:
         engine: runs them.
-        jobs: taken as there is room: what tells a request from others, its call, itself.
+        jobs: taken as there is room: what tells a request from others, its call, itself. It is
+            asked again even if it had none before: what has ended may lead to more.
         limit: sequences that run at once.
 
     Returns:
@@ -92,18 +93,16 @@ def ended(
     running: dict[Request, tuple[T, int]] = {}  # and how many sequences each has
     rows = 0
     try:
-        exhausted = False
         while True:
             new: list[Request] = []
-            while not exhausted and (len(running) < 2 or rows < 2 * limit):
+            while len(running) < 2 or rows < 2 * limit:
                 job = next(jobs, None)
                 if job is None:
-                    exhausted = True
-                else:
-                    key, call, request = job
-                    running[request] = key, call.samples
-                    rows += call.samples
-                    new.append(request)
+                    break
+                key, call, request = job
+                running[request] = key, call.samples
+                rows += call.samples
+                new.append(request)
             if new:
                 engine.submit(new, mailbox)
             if not running:
