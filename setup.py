@@ -111,7 +111,7 @@ setup(
         "tokenizers",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["paddlenlp-codegen = paddlenlp_codegen_task.cli:app"]},
+    entry_points={"console_scripts": ["paddlenlp-codegen = paddlenlp_codegen_task.__main__:main"]},
     extras_require={
         "cpu": ["paddlepaddle==3.3.1", "paddlenlp==3.0.0b4", "onnx", "onnxruntime>=1.31"],
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],

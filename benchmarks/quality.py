@@ -34,9 +34,10 @@ from compare import machine
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import onnx_graph
 from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE
-from paddlenlp_codegen_task.loading import BUILTIN, BUILTIN_FOLDER
+from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.names import BUILTIN
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
 

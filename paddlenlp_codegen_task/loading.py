@@ -21,7 +21,12 @@ from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import CONFIG_FILES, DEFAULT_MODEL, TOKENIZER_FILES
+from paddlenlp_codegen_task.model.names import (
+    BUILTIN,
+    CONFIG_FILES,
+    DEFAULT_MODEL,
+    TOKENIZER_FILES,
+)
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import device, engines
@@ -29,7 +34,6 @@ from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
 
-BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
 
 # Huggingface_hub's own, which looks at a name only after it has looked for the model.

@@ -8,8 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from paddlenlp_codegen_task.loading import BUILTIN
-from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS, UNNAMED
+from paddlenlp_codegen_task.model.names import BUILTIN, SALESFORCE_MODELS, UNNAMED
 
 TASK = "code_generation"
 _TASKFLOW = "paddlenlp.taskflow.taskflow"

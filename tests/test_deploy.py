@@ -26,7 +26,7 @@ def check(command: list[str]) -> None:
         [*arguments, "--port=0", "--model=./no/model"],
         env={"PADDLENLP_CODEGEN_API_KEY": "k"},
     )
-    assert done.exit_code == 2
+    assert done.exit_code == 1
     assert done.stderr == "paddlenlp-codegen: --model: there is no folder no/model\n"
 
 

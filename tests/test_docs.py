@@ -26,10 +26,10 @@ import pytest
 import paddlenlp_codegen_task
 from paddlenlp_codegen_task import GenerationConfig
 from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
-from paddlenlp_codegen_task.loading import BUILTIN, BUILTIN_FOLDER, LoadOptions
+from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import BUILTIN, SALESFORCE_MODELS
 from paddlenlp_codegen_task.runtime.base import StepOutput
 from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import contextmanager, suppress
+from typing import IO, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.generation_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
+
+# Exit codes: what was asked for has failed; it cannot be; and as shells have it where a signal ends
+# a process, here Ctrl+C and a reader of the output that is gone.
+FAILED, USAGE, INTERRUPTED, NO_READER = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 # Typer has click's exceptions, in some versions as a copy of its own.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -23,28 +29,24 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _BYTES = re.compile(r"([0-9]+)\s*(|[kmgt])(?:i?b)?", re.IGNORECASE)
 
-# The options of loading in errors, as they are called here; those that are words, at the beginning.
+# Options in errors, as they are called here. Those that are words of English, too, are told at the
+# beginning of an error or before "=".
+_OF_LOADING = ("batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path")
+_OF_LOADING += ("num_threads", "engine", "precision", "device", "static_mode", "cuda_graph")
 _NAMES = {
     **dict.fromkeys(("name_or_path", "task_path"), "--model"),
     **{
         name: "--" + name.replace("_", "-")
         for name in (
-            *("batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path"),
-            *(
-                "num_threads",
-                "engine",
-                "precision",
-                "device",
-                "overflow",
-                "truncation",
-                "log_level",
-            ),
+            *(*_OF_LOADING, "from_hf_hub", "overflow", "log_level"),
+            *GenerationConfig.field_names(),
         )
     },
 }
-_OPTION = re.compile(
-    rf"^(?:{'|'.join(_NAMES)})\b|\b(?:{'|'.join(name for name in _NAMES if '_' in name)})\b"
-)
+_ANY = "|".join(_NAMES)
+_SWITCHED = re.compile(rf"\b({_ANY})=(True|False)\b")
+_SET = re.compile(rf"\b({_ANY})=")
+_OPTION = re.compile(rf"^(?:{_ANY})\b|\b(?:{'|'.join(name for name in _NAMES if '_' in name)})\b")
 
 
 class Commands(TyperGroup):
@@ -63,19 +65,56 @@ class Commands(TyperGroup):
         given = list(sys.argv[1:] if args is None else args) or ["--help"]
         try:
             code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+            flush()
         except _UsageError as error:
-            fail(error.format_message())  # type: ignore[attr-defined]
-        except typer.Abort:
-            code = 130
+            fail(error.format_message(), USAGE)  # type: ignore[attr-defined]
+        except (typer.Abort, KeyboardInterrupt):
+            code = INTERRUPTED
+        except BrokenPipeError:
+            code = NO_READER
+        if code == NO_READER:
+            _forget_output()
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(message: str) -> NoReturn:
+def say(message: str) -> None:
+    """Tell the user something that is no result, on one line of standard error."""
+    with suppress(OSError, ValueError):  # it may be closed: then nobody listens
+        typer.echo(f"paddlenlp-codegen: {checks.line(message, 600)}", err=True)
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
     """End with an error, on one line."""
-    typer.echo(f"paddlenlp-codegen: {checks.line(message, 600)}", err=True)
-    raise SystemExit(2)
+    say(message)
+    raise SystemExit(code)
+
+
+def flush() -> None:
+    """Have results where they belong before a command is said to have gone well.
+
+    Raises:
+        BrokenPipeError: nobody reads them any more.
+        SystemExit: they cannot be written.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_output()
+        fail(f"cannot write to standard output: {error.strerror}")
+
+
+def _forget_output() -> None:
+    """Keep Python from writing at its end what could not be written, and from saying so."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def bytes_of(given: str | int) -> int:
@@ -87,12 +126,26 @@ def bytes_of(given: str | int) -> int:
     return int(match[1]) << _UNITS[match[2].lower()]
 
 
+def size_of(count: int) -> str:
+    """A number of bytes as one reads it: "12.3 MB"."""
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+
+
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Have a signal end the process in order: loading takes back what it had half written."""
+def ended_by_signals(interrupted: int = 0) -> Iterator[None]:
+    """Have a signal end the process in order: what was half written is taken back.
+
+    Args:
+        interrupted: the exit code then.
+    """
 
     def end(*_: object) -> NoReturn:
-        raise SystemExit(0)
+        raise SystemExit(interrupted)
 
     before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -103,17 +156,38 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """End with one line where something cannot be, its options named as on the command line."""
+def told(extra: str = "serve") -> Iterator[None]:
+    """End with one line where something cannot be, its options named as on the command line.
+
+    Args:
+        extra: the extra of this package that brings what may be missing.
+    """
     try:
         yield
+        flush()
+    except BrokenPipeError:
+        raise
     except ImportError as error:
-        fail(f"{error}: pip install 'paddlenlp_codegen_task[serve]' brings what the server needs")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:  # as loading raises them
+        fail(f"{error}: pip install 'paddlenlp_codegen_task[{extra}]' brings what is needed")
+    except (TypeError, ValueError) as error:
+        logger.debug("this cannot be", exc_info=True)
+        fail(in_options(str(error)), USAGE)
+    except (OSError, RuntimeError, MemoryError) as error:  # as loading raises them
         logger.debug("this has failed", exc_info=True)
-        message = str(error).replace("draft_model: task_path", "draft_model")
-        message = message.replace("from_hf_hub=True", "--from-hf-hub")
-        fail(_OPTION.sub(lambda found: _NAMES[found[0]], message))
+        fail(in_options(str(error) or "there is too little memory"))
+
+
+def in_options(message: str) -> str:
+    """An error of the package, with options as they are called on the command line."""
+    message = message.replace("draft_model: task_path", "draft_model")
+
+    def switch(match: re.Match[str]) -> str:
+        name = _NAMES[match[1]]
+        return name if match[2] == "True" else f"--no-{name[2:]}"
+
+    message = _SWITCHED.sub(switch, message)
+    message = _SET.sub(lambda found: f"{_NAMES[found[1]]}=", message)
+    return _OPTION.sub(lambda found: _NAMES[found[0]], message)
 
 
 def log(level: str) -> None:
@@ -122,3 +196,14 @@ def log(level: str) -> None:
     number = levels[checks.choice("log_level", level, list(levels))]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=max(number, 30))
     logging.getLogger("paddlenlp_codegen_task").setLevel(number)
+
+
+def output() -> IO[str]:
+    """Standard output, for results.
+
+    Raises:
+        OSError: there is none.
+    """
+    if sys.stdout is None:
+        raise OSError("standard output is closed")
+    return sys.stdout

@@ -12,6 +12,8 @@ import typer
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, told
+from paddlenlp_codegen_task.cli.loading import load
+from paddlenlp_codegen_task.cli.options import with_options
 
 
 def _seconds(text: str) -> float:
@@ -32,93 +34,19 @@ def _origin(text: str) -> str:
     return text
 
 
-_MODEL, _SPEED, _LISTEN = "Model", "Speed and memory", "Where to listen, and who may ask"
-_LIMITS, _LOG = "Limits", "Log"
+_LISTEN, _LIMITS, _LOG = "Where to listen, and who may ask", "Limits", "Log"
+_BATCH_SIZE = 32
 
 
+@with_options(
+    loading=True,
+    shown={
+        "batch_size": str(_BATCH_SIZE),
+        "prefix_cache_bytes": "a quarter of what the model leaves free on the host",
+    },
+)
 def serve(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name or folder of the model; 'builtin' for the small one of the package. Without "
-            "it: Salesforce/codegen-350M-mono, or the built-in one where that cannot be had.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="onnxruntime, paddle or auto.", rich_help_panel=_MODEL)
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32, fp16, int8, int8_weight_only, int4 or auto.", rich_help_panel=_MODEL
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, gpu, gpu:N or auto.", rich_help_panel=_MODEL)
-    ] = "auto",
-    from_hf_hub: Annotated[
-        bool,
-        typer.Option(
-            "--from-hf-hub",
-            help="Download the model from the Hugging Face hub, whatever its name.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = False,
-    draft_model: Annotated[
-        str | None,
-        typer.Option(
-            help="A smaller model with the same vocabulary, which guesses ahead where one "
-            "completion runs alone.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    home_path: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for models and exports.",
-            show_default="$PPNLP_HOME, else ~/.paddlenlp",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            help="Most sequences that run at once.", metavar="N", min=1, rich_help_panel=_SPEED
-        ),
-    ] = 32,
-    num_threads: Annotated[
-        int | None,
-        typer.Option(
-            help="CPU threads of the model.",
-            show_default="all",
-            metavar="N",
-            min=1,
-            rich_help_panel=_SPEED,
-        ),
-    ] = None,
-    kv_cache_bytes: Annotated[
-        int | None,
-        typer.Option(
-            parser=bytes_of,
-            metavar="BYTES",
-            help="Most memory for the keys and values of what runs, such as 8G.",
-            show_default="half of what the model leaves free on the device",
-            rich_help_panel=_SPEED,
-        ),
-    ] = None,
-    prefix_cache_bytes: Annotated[
-        int | None,
-        typer.Option(
-            parser=bytes_of,
-            metavar="BYTES",
-            help="Most memory for those of earlier texts, whose beginnings are then not run again; "
-            "0 for none.",
-            show_default="a quarter of what the model leaves free on the host",
-            rich_help_panel=_SPEED,
-        ),
-    ] = None,
+    loading: dict[str, Any],
     host: Annotated[
         str, typer.Option(help="Address to listen on.", rich_help_panel=_LISTEN)
     ] = "127.0.0.1",
@@ -270,21 +198,9 @@ def serve(
                     "--api-key-file, --api-key or PADDLENLP_CODEGEN_API_KEY, or --no-api-key to "
                     "let everybody in"
                 )
-            options: dict[str, Any] = {
-                "engine": engine,
-                "precision": precision,
-                "device": device,
-                "from_hf_hub": from_hf_hub,
-                "draft_model": draft_model,
-                "home_path": home_path,
-                "batch_size": batch_size,
-                "num_threads": num_threads,
-                "kv_cache_bytes": kv_cache_bytes,
-                "prefix_cache_bytes": prefix_cache_bytes,
-            }
-            if prefix_cache_bytes is None:
-                del options["prefix_cache_bytes"]
-            generator = run.load(model, **options)
+            generator = load({"batch_size": _BATCH_SIZE, **loading})
+            if "prefix_cache_bytes" not in loading:
+                run.keep_prefixes(generator)
         with listener, generator:
             if not settings.api_keys:
                 who = "everybody who reaches it" if public else "this machine alone, without a key"

@@ -109,6 +109,11 @@ def find_or_build(
     return folder
 
 
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is an export, or is to be one: `read_manifest` says whether it is whole."""
+    return os.path.isfile(os.path.join(folder, MANIFEST))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what an export was made from, after checking its files' sizes and SHA-256.
 

@@ -10,6 +10,9 @@ SALESFORCE_MODELS = tuple(
     for data in ("nl", "multi", "mono")
 )
 
+# The one that ships with the package.
+BUILTIN = "builtin"
+
 # What runs if no model is named.
 DEFAULT_MODEL = "Salesforce/codegen-350M-mono"
 # What Taskflow passes on then: the task knows by it that no model was asked for by name, and may

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 from types import FrameType
-from typing import Unpack
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,7 +16,6 @@ from fastapi import FastAPI
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.generator import CodeGenerator
-from paddlenlp_codegen_task.options import LoadingOptions
 from paddlenlp_codegen_task.runtime import device
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine
 from paddlenlp_codegen_task.serving.gate import Traffic
@@ -81,22 +79,15 @@ class Server(uvicorn.Server):
         asyncio.run(self.serve([self._listener]))
 
 
-def load(model: str | None, **options: Unpack[LoadingOptions]) -> CodeGenerator:
-    """Load what is to be served, as CodeGenerator.from_pretrained does.
+def keep_prefixes(generator: CodeGenerator) -> None:
+    """Give what is served a prefix cache: PREFIX_SHARE of the host's memory that is free now."""
+    most = int((device.free_bytes(None) or 0) * PREFIX_SHARE)
+    logger.info("the prefix cache may take %s bytes", f"{most:,}")
 
-    Without `prefix_cache_bytes`, the prefix cache may take PREFIX_SHARE of the host's memory that
-    is free once the model is loaded.
-    """
-    generator = CodeGenerator.from_pretrained(model, **options)
-    if "prefix_cache_bytes" not in options:
-        most = int((device.free_bytes(None) or 0) * PREFIX_SHARE)
-        logger.info("the prefix cache may take %s bytes", f"{most:,}")
+    def keep(scheduler: Scheduler) -> None:
+        scheduler.slots.prefix_cache = PrefixCache(most)
 
-        def keep_prefixes(scheduler: Scheduler) -> None:
-            scheduler.slots.prefix_cache = PrefixCache(most)
-
-        generator.engine.run(keep_prefixes)
-    return generator
+    generator.engine.run(keep)
 
 
 def listen(host: str, port: int) -> socket.socket:

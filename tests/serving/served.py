@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-SERVE = [sys.executable, "-m", "paddlenlp_codegen_task.cli", "serve"]
+SERVE = [sys.executable, "-m", "paddlenlp_codegen_task", "serve"]
 
 
 @dataclass
