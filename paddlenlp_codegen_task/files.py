@@ -24,15 +24,24 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: the file is missing or cannot be read.
         ValueError: it is anything else; the message is one line and begins with `path`.
     """
-    # Asked first: opening a FIFO waits for a writer, and reading a device may never end.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path} is not a regular file")
+    check_regular(path)
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     try:
         return parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
+
+
+def check_regular(path: Path) -> None:
+    """Ask this before opening: a FIFO waits for a writer, and reading a device may never end.
+
+    Raises:
+        OSError: there is nothing at `path`.
+        ValueError: it is not a regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a regular file")
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
