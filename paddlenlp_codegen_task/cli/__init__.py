@@ -8,12 +8,12 @@ import typer
 
 from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.cli.base import Commands
+from paddlenlp_codegen_task.cli.complete import complete
 from paddlenlp_codegen_task.cli.serve import serve
 
 app = typer.Typer(
     name="paddlenlp-codegen",
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -34,4 +34,5 @@ def main(
     """Code completion with Salesforce CodeGen."""
 
 
+app.command()(complete)
 app.command()(serve)

@@ -31,8 +31,8 @@ _BYTES = re.compile(r"([0-9]+)\s*(|[kmgt])(?:i?b)?", re.IGNORECASE)
 
 # Options in errors, as they are called here. Those that are words of English, too, are told at the
 # beginning of an error or before "=".
-_OF_LOADING = ("batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path")
-_OF_LOADING += ("num_threads", "engine", "precision", "device", "static_mode", "cuda_graph")
+_OF_LOADING = ["batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path"]
+_OF_LOADING += ["num_threads", "engine", "precision", "device", "static_mode", "cuda_graph"]
 _NAMES = {
     **dict.fromkeys(("name_or_path", "task_path"), "--model"),
     **{
@@ -71,9 +71,8 @@ class Commands(TyperGroup):
         except (typer.Abort, KeyboardInterrupt):
             code = INTERRUPTED
         except BrokenPipeError:
-            code = NO_READER
-        if code == NO_READER:
             _forget_output()
+            code = NO_READER
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -137,15 +136,11 @@ def size_of(count: int) -> str:
 
 
 @contextmanager
-def ended_by_signals(interrupted: int = 0) -> Iterator[None]:
-    """Have a signal end the process in order: what was half written is taken back.
-
-    Args:
-        interrupted: the exit code then.
-    """
+def ended_by_signals(code: int = 0) -> Iterator[None]:
+    """Have a signal end the process in order, with this exit code: nothing stays half written."""
 
     def end(*_: object) -> NoReturn:
-        raise SystemExit(interrupted)
+        raise SystemExit(code)
 
     before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -165,8 +160,9 @@ def told(extra: str = "serve") -> Iterator[None]:
     try:
         yield
         flush()
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # whoever reads has seen enough
+        _forget_output()
+        raise SystemExit(NO_READER) from None
     except ImportError as error:
         fail(f"{error}: pip install 'paddlenlp_codegen_task[{extra}]' brings what is needed")
     except (TypeError, ValueError) as error:
@@ -196,6 +192,12 @@ def log(level: str) -> None:
     number = levels[checks.choice("log_level", level, list(levels))]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=max(number, 30))
     logging.getLogger("paddlenlp_codegen_task").setLevel(number)
+
+
+def tell() -> None:
+    """Write what takes long, and warnings, to standard error, and nothing of other packages."""
+    logging.basicConfig(format="paddlenlp-codegen: %(message)s", level=logging.ERROR)
+    logging.getLogger("paddlenlp_codegen_task").setLevel(logging.INFO)
 
 
 def output() -> IO[str]:

@@ -32,21 +32,21 @@ def parameters(shown: Mapping[str, str]) -> list[inspect.Parameter]:
     helps = descriptions(GenerationConfig)
     for name, hint in get_type_hints(GenerationConfig).items():
         kind, settings = _typed(name, hint)
-        flag = option(name)
-        names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+        if get_origin(kind) is list:
+            helps[name] = f"{helps.get(name, '')} May be given several times.".strip()
+        shows = shown.get(name, _shown(_DEFAULTS[name], kind))
         found.append(
             _parameter(
-                name,
-                kind,
-                names,
-                help=helps.get(name, ""),
-                show_default=shown.get(name, _shown(_DEFAULTS[name], kind)),
-                **settings,
+                name, kind, option(name), helps.get(name, ""), show_default=shows, **settings
             )
         )
-        if _is_turned_off(name, hint):
-            text = f"As if there were no {flag}."
-            found.append(_parameter(f"no_{name}", bool, [f"--no-{flag[2:]}"], help=text))
+        if kind is bool or _is_turned_off(name, hint):
+            # Not as typer's own "--x/--no-x": those take a column of their own from the help.
+            hidden = _DEFAULTS[name] is False
+            text = (
+                f"Not {option(name)}." if kind is bool else f"As if there were no {option(name)}."
+            )
+            found.append(_parameter(f"no_{name}", bool, turned_off(name), text, hidden=hidden))
     return found
 
 
@@ -62,9 +62,9 @@ def collect(values: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(f"no_{name}"):
             if value:
                 raise typer.BadParameter(
-                    f"{option(name)} and --no-{option(name)[2:]} cannot both be given"
+                    f"{option(name)} and {turned_off(name)} cannot both be given"
                 )
-            found[name] = None
+            found[name] = False if kinds == {bool} else None
         elif value is not None and value != []:
             if kinds == {Mapping[int, float]}:
                 value = dict(value)
@@ -77,6 +77,11 @@ def collect(values: Mapping[str, Any]) -> dict[str, Any]:
 def option(name: str) -> str:
     """How a field is called on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def turned_off(name: str) -> str:
+    """How the option is called that turns it off."""
+    return "--no-" + name.replace("_", "-")
 
 
 def descriptions(documented: type) -> dict[str, str]:
@@ -95,11 +100,12 @@ def _in_options(name: str, said: str) -> str:
     if _DEFAULTS[name] is None or _DEFAULTS[name] == ():
         said = re.sub(r"\bNone(?: for|:) ", "left out: ", said)
     else:
-        said = re.sub(r"\bNone keeps", f"--no-{option(name)[2:]} keeps", said)
-    several = [one for one in _DEFAULTS if "_" in one]
+        said = re.sub(r"\bNone keeps", f"{turned_off(name)} keeps", said)
+    said = re.sub(r" \(https?://[^)]*\)", "", said).replace("`", "")
+    several = ["batch_size", *(one for one in _DEFAULTS if "_" in one)]
     said = re.sub(rf"\b({'|'.join(several)})\b", lambda match: option(match[1]), said)
     said = said.replace("(True)", "(true)").replace("(False)", "(false)")
-    return said[:1].upper() + said[1:]
+    return re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), said)
 
 
 def _typed(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
@@ -111,7 +117,7 @@ def _typed(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
         [kind] = kinds
         return kind, {"metavar": "N" if kind is int else "NUMBER"}
     if kinds == _kinds(EarlyStopping):
-        return str, {"parser": _early_stopping, "metavar": "true|false|never"}
+        return str, {"parser": _early_stopping, "metavar": "VALUE"}
     if kinds == {Mapping[int, float]}:
         return list[str], {"parser": _bias, "metavar": "ID=BIAS"}
     if kinds == {Iterable[int]}:
@@ -121,7 +127,7 @@ def _typed(name: str, hint: Any) -> tuple[Any, dict[str, Any]]:
         return list[str], {"metavar": "TEXT", "autocompletion": completing(values)}
     values = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     if len(kinds) == 1 and values:
-        return str, {"metavar": "|".join(values), "autocompletion": completing(values)}
+        return str, {"metavar": "NAME", "autocompletion": completing(values)}
     raise TypeError(f"the command line has no options such as {name}: {hint}")
 
 
@@ -136,13 +142,13 @@ def _is_turned_off(name: str, hint: Any) -> bool:
     return NoneType in get_args(hint) and _DEFAULTS[name] not in (None, ())
 
 
-def _parameter(name: str, kind: Any, names: list[str], **settings: Any) -> inspect.Parameter:
-    settings = {"show_default": False, "rich_help_panel": PANEL, **settings}
+def _parameter(name: str, kind: Any, flag: str, said: str, **settings: Any) -> inspect.Parameter:
+    settings = {"help": said, "show_default": False, "rich_help_panel": PANEL, **settings}
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, typer.Option(*names, **settings)],
+        annotation=Annotated[kind | None, typer.Option(flag, **settings)],
     )
 
 

@@ -21,7 +21,8 @@ MODEL, SPEED = "Model", "Speed and memory"
 _ENGINES = ("onnxruntime", "paddle", "auto")
 _PRECISIONS = ("fp32", "fp16", "int8", "int8_weight_only", "int4", "auto")
 
-# Each option's type, and what typer is to know of it; names are those of `LoadingOptions`.
+# Each option's type, and what typer is to know of it; names are those of `LoadingOptions`. That has
+# static_mode, too: Paddle's layers one by one are for who debugs them, in Python.
 _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "model": (
         str,
@@ -93,22 +94,13 @@ _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
             "show_default": "$PPNLP_HOME, else ~/.paddlenlp",
         },
     ),
-    "static_mode": (
-        bool,
-        ["--static-mode/--no-static-mode"],
-        {
-            "help": "Run a static graph; or Paddle's layers one by one, for debugging.",
-            "rich_help_panel": MODEL,
-            "show_default": "yes",
-        },
-    ),
     "cuda_graph": (
         bool,
-        ["--cuda-graph/--no-cuda-graph"],
+        ["--cuda-graph"],
         {
             "help": "Capture CUDA graphs: onnxruntime on a GPU.",
             "rich_help_panel": SPEED,
-            "show_default": "no",
+            "show_default": False,
         },
     ),
     "batch_size": (

@@ -168,8 +168,9 @@ def serve(
 ) -> None:
     """Serve completions over HTTP.
 
-    OpenAI's API, and what FauxPilot's, TGI's and Ollama's clients send. SIGTERM or Ctrl+C ends it
-    once what runs has ended; a second one ends it at once.
+    OpenAI's API, and what FauxPilot's, TGI's and Ollama's clients send.
+
+    SIGTERM or Ctrl+C ends it once what runs has ended; a second one ends it at once.
     """
     with ended_by_signals():
         with told():
