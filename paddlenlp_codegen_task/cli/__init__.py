@@ -9,6 +9,7 @@ import typer
 from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.cli.base import Commands
 from paddlenlp_codegen_task.cli.complete import complete
+from paddlenlp_codegen_task.cli.evaluate import evaluate
 from paddlenlp_codegen_task.cli.serve import serve
 
 app = typer.Typer(
@@ -35,4 +36,5 @@ def main(
 
 
 app.command()(complete)
+app.command()(evaluate)
 app.command()(serve)
