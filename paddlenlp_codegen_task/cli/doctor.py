@@ -1,0 +1,81 @@
+"""`doctor`: what would run here, what would not, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.cli.base import FAILED, flush, output, tell, told
+
+if TYPE_CHECKING:
+    from paddlenlp_codegen_task.cli.findings import Finding
+
+_MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
+
+
+def doctor(
+    home_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for models and exports.", show_default="$PPNLP_HOME, else ~/.paddlenlp"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write it all as one object.")] = False,
+) -> None:
+    """Try what this package needs, and say what to do where something would not work.
+
+    Exit code 1 says that something would not: a line begins with PROBLEM then.
+    """
+    with told():
+        tell()
+        to_write = output()
+        found: list[Finding] = []
+        for finding in _findings(home_path):
+            found.append(finding)
+            if not as_json:
+                to_write.write(_lines(finding))
+                flush()
+        works = all(one.state != "problem" for one in found)
+        if as_json:
+            values = {"works": works, "findings": [asdict(one) for one in found]}
+            to_write.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    if not works:
+        raise typer.Exit(FAILED)
+
+
+def _findings(home_path: Path | None) -> Iterator[Finding]:
+    """All there is to say; what takes seconds is begun at once, and said last."""
+    from paddlenlp_codegen_task.cli import findings
+
+    quick: list[Callable[[], list[Finding]]] = [
+        findings.packages,
+        findings.processor,
+        findings.memory,
+        findings.gpus,
+        lambda: findings.places(home_path),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        slow = [
+            pool.submit(findings.hubs, home_path),
+            pool.submit(findings.engines),
+        ]
+        for look in quick:
+            yield from look()
+        for one in slow:
+            yield from one.result()
+
+
+def _lines(finding: Finding) -> str:
+    """A finding as one reads it: how it is, what it is of, what to do."""
+    found = checks.line(finding.found, 600)
+    text = f"{_MARKS[finding.state]:8} {finding.subject}: {found}\n"
+    if finding.advice:
+        text += f"{'':8} -> {checks.line(finding.advice, 600)}\n"
+    return text
