@@ -8,6 +8,7 @@ import typer
 
 from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.cli.base import Commands
+from paddlenlp_codegen_task.cli.batch import batch
 from paddlenlp_codegen_task.cli.complete import complete
 from paddlenlp_codegen_task.cli.doctor import doctor
 from paddlenlp_codegen_task.cli.evaluate import evaluate
@@ -39,6 +40,7 @@ def main(
 
 
 app.command()(complete)
+app.command()(batch)
 app.command()(evaluate)
 app.command()(export)
 app.command()(models)
