@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -164,9 +164,10 @@ def _listed(prompt: Prompt, completions: list[Completion]) -> str:
 
 
 def _line(prompt: Prompt, completions: list[Completion]) -> str:
-    """A JSON object: what was completed, and all that is known of its completions."""
-    values = [
-        {name: value for name, value in asdict(one).items() if value is not None}
-        for one in completions
-    ]
-    return json.dumps({"id": prompt.id, "completions": values}, ensure_ascii=False) + "\n"
+    """What `batch` writes of a row: its id, and all that is known of its completions."""
+    from paddlenlp_codegen_task.batch.completing import Completed
+    from paddlenlp_codegen_task.batch.results import as_json
+    from paddlenlp_codegen_task.batch.rows import Row
+
+    values = as_json(Completed(Row(prompt.id, prompt.text), completions))
+    return json.dumps(values, ensure_ascii=False) + "\n"
