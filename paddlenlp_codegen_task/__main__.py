@@ -11,8 +11,6 @@ from typing import NoReturn
 # What Paddle's and its companions' native code say on their own account; users may set these.
 _QUIET = {
     "GLOG_minloglevel": "2",  # errors, no warnings
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

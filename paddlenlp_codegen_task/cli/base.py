@@ -73,6 +73,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             _forget_output()
             code = NO_READER
+        except OSError as error:  # of help, or of what else is written before a command begins
+            _fail_to_write(error)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -90,22 +92,51 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
     raise SystemExit(code)
 
 
+def write(text: str) -> None:
+    """Write a result.
+
+    Raises:
+        BrokenPipeError: nobody reads them any more.
+        SystemExit: it cannot be written.
+    """
+    try:
+        output().write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _fail_to_write(error)
+
+
 def flush() -> None:
-    """Have results where they belong before a command is said to have gone well.
+    """Have results where they belong, before a command goes on or is said to have gone well.
 
     Raises:
         BrokenPipeError: nobody reads them any more.
         SystemExit: they cannot be written.
     """
-    if sys.stdout is None:
-        return
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        _forget_output()
-        fail(f"cannot write to standard output: {error.strerror}")
+        _fail_to_write(error)
+
+
+def output() -> IO[str]:
+    """Standard output, for results.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if sys.stdout is None:
+        fail("standard output is closed")
+    return sys.stdout
+
+
+def _fail_to_write(error: OSError) -> NoReturn:
+    _forget_output()
+    fail(f"cannot write to standard output: {error.strerror or error}")
 
 
 def _forget_output() -> None:
@@ -198,14 +229,3 @@ def tell() -> None:
     """Write what takes long, and warnings, to standard error, and nothing of other packages."""
     logging.basicConfig(format="paddlenlp-codegen: %(message)s", level=logging.ERROR)
     logging.getLogger("paddlenlp_codegen_task").setLevel(logging.INFO)
-
-
-def output() -> IO[str]:
-    """Standard output, for results.
-
-    Raises:
-        OSError: there is none.
-    """
-    if sys.stdout is None:
-        raise OSError("standard output is closed")
-    return sys.stdout

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.cli.base import FAILED, flush, output, tell, told
+from paddlenlp_codegen_task.cli.base import FAILED, flush, output, tell, told, write
 
 if TYPE_CHECKING:
     from paddlenlp_codegen_task.cli.findings import Finding
@@ -35,17 +35,17 @@ def doctor(
     """
     with told():
         tell()
-        to_write = output()
+        output()  # before anything that takes long
         found: list[Finding] = []
         for finding in _findings(home_path):
             found.append(finding)
             if not as_json:
-                to_write.write(_lines(finding))
+                write(_lines(finding))
                 flush()
         works = all(one.state != "problem" for one in found)
         if as_json:
             values = {"works": works, "findings": [asdict(one) for one in found]}
-            to_write.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+            write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     if not works:
         raise typer.Exit(FAILED)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.cli.base import output, say, size_of, tell, told
+from paddlenlp_codegen_task.cli.base import output, say, size_of, tell, told, write
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
 
@@ -32,7 +32,7 @@ def export(
     """
     with told():
         tell()
-        to_write = output()
+        output()  # before anything that takes long
         target = checks.path("FOLDER", folder)
         from paddlenlp_codegen_task.export import copying, store
 
@@ -51,9 +51,9 @@ def export(
         if not copied:
             say(f"{target} is this export already: nothing was written")
         if as_json:
-            to_write.write(json.dumps(found) + "\n")
+            write(json.dumps(found) + "\n")
         else:
-            to_write.write(
+            write(
                 f"{found['folder']}: {name}, {found['engine']}, {found['precision']}, "
                 f"{size_of(found['bytes'])}\n"
             )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.cli.base import output, size_of, tell, told
+from paddlenlp_codegen_task.cli.base import output, size_of, tell, told, write
 from paddlenlp_codegen_task.model.names import BUILTIN, PARAMETERS, SALESFORCE_MODELS
 
 _DEEPEST = 3  # folders below the store's in which an export may be: <owner>/<model>/<key>
@@ -56,7 +56,7 @@ def models(
     """
     with told():
         tell()
-        to_write = output()
+        output()  # before anything that takes long
         from paddlenlp_codegen_task.loading import LoadOptions
 
         home = LoadOptions(home_path=home_path).home
@@ -67,20 +67,20 @@ def models(
                 "models": [asdict(one) for one in known],
                 "exports": [asdict(one) for one in exported],
             }
-            to_write.write(json.dumps(values, indent=1) + "\n")
+            write(json.dumps(values, indent=1) + "\n")
             return
         rows = [("MODEL", "PARAMETERS", "HERE", "WHERE")]
         for one in known:
             here = "no" if one.bytes is None else size_of(one.bytes)
             rows.append((one.name, f"{one.parameters / 1e6:,.0f} M", here, one.folder or ""))
-        to_write.write(_table(rows))
-        to_write.write("\n")
+        write(_table(rows))
+        write("\n")
         rows = [("EXPORT OF", "FOR", "SIZE", "WHERE")]
         for export in exported:
             where = f"{export.folder} ({export.problem})" if export.problem else export.folder
             what = f"{export.engine} {export.precision}"
             rows.append((export.name, what, size_of(export.bytes), where))
-        to_write.write(_table(rows) if exported else f"Nothing is exported in {home}.\n")
+        write(_table(rows) if exported else f"Nothing is exported in {home}.\n")
 
 
 def _known(home: Path) -> Iterator[Model]:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from commands import COMMAND, in_process, invoke, of_builtin, run
 
 import paddlenlp_codegen_task
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.cli import app
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(
     one.name or one.callback.__name__ for one in app.registered_commands if one.callback
 )
@@ -31,6 +33,19 @@ def test_without_a_command_there_is_help():
     assert result.exit_code == 0
     for command in COMMANDS:
         assert re.search(rf"\b{command}\b", result.stdout)
+
+
+@pytest.mark.parametrize("page", ["command_line.md", "command_line_cn.md"])
+def test_the_page_knows_commands_and_options(page: str):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([a-z]+)` \|", text, re.M)) == COMMANDS
+    known = {"--help", "--version", "--install-completion", "--show-completion"}
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for one in command.params:
+            known |= {*one.opts, *one.secondary_opts}
+    blocks = "\n".join(re.findall(r"(?s)```bash\n(.*?)```", text))
+    named = re.findall(r"(?<![\w-])--[a-z][a-z-]+", text) + re.findall(r"(?<!\S)--[a-z-]+", blocks)
+    assert not {*named} - known - {"--no-"}
 
 
 def test_version():

@@ -13,7 +13,7 @@ from commands import invoke, of_builtin, refused
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import GenerationConfig
-from paddlenlp_codegen_task.cli import base, generation, loading
+from paddlenlp_codegen_task.cli import app, base, generation, loading
 from paddlenlp_codegen_task.cli.complete import complete
 from paddlenlp_codegen_task.cli.export import export
 from paddlenlp_codegen_task.cli.options import with_options
@@ -120,13 +120,10 @@ def test_an_option_of_loading_arrives(name: str):
     assert arrives(arguments) == ({name: value}, {})
 
 
-@pytest.mark.parametrize("command", [complete, serve, export])
-def test_no_two_options_have_one_name(command: Any):
-    names: list[str] = []
-    for one in inspect.signature(command).parameters.values():
-        [info] = one.annotation.__metadata__
-        names += [*(info.param_decls or ()), *([info.default] if info.default is not ... else [])]
-    assert len(names) == len({*names})
+def test_no_two_options_of_a_command_have_one_name():
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        names = [name for one in command.params for name in (*one.opts, *one.secondary_opts)]
+        assert sorted(names) == sorted({*names}), command.name
 
 
 def test_commands_have_what_they_can_use():
