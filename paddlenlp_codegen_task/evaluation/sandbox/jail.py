@@ -46,7 +46,7 @@ _ENVIRONMENT = {
     "TMPDIR": "/tmp",
     **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "ARROW", "NUMEXPR")},
 }
-_FLAGS = ("-s", "-S", "-P", "-B", "-X", "utf8")
+FLAGS = ("-s", "-S", "-P", "-B", "-X", "utf8")
 _PROBE_SECONDS = 20.0
 _MOST_ERRORS = 4096  # bytes of a launcher's error that are read
 
@@ -185,7 +185,7 @@ class Sandbox:
             "modules": str(_HERE) if self.unsafe else MODULES,
             "folder": "/tmp",
         }  # fmt: skip
-        command = [self._view.python, *_FLAGS, "-c", self._boot]
+        command = [self._view.python, *FLAGS, "-c", self._boot]
         passed = list(descriptors.values())
         with contextlib.ExitStack() as stack:
             if self.unsafe:
