@@ -63,7 +63,7 @@ try:
     main()
 finally:
     slow = ["numpy", "paddle", "paddlenlp", "onnxruntime", "onnx", "tokenizers", "huggingface_hub"]
-    slow += ["fastapi", "uvicorn", "torch", "transformers", "matplotlib", "safetensors"]
+    slow += ["pydantic", "fastapi", "uvicorn", "torch", "transformers", "matplotlib", "safetensors"]
     print({{*slow}} & {{*sys.modules}}, file=sys.stderr)
 """
     done = in_process(code)
