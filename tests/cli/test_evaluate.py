@@ -14,7 +14,7 @@ PROBLEM = {
     "task_id": "T/0",
     "prompt": "def double(x):\n",
     "entry_point": "double",
-    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate([1]) == [1, 1]\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate('a') == 'aa'\n",
 }
 TURNS = {
     "id": "1",
@@ -84,7 +84,8 @@ def test_programs_of_turns_are_run(tmp_path: Path):
         "a = 3\na\n",
         "a = 3\nprint(a + 1)\n",
         "print(1 / 0)\n",
-        "a = 3",
+        "a = 3",  # the benchmark prints the value of a last statement that has one
+        "import math",
     ]
     given = lines(
         tmp_path / "given.jsonl",
@@ -94,7 +95,7 @@ def test_programs_of_turns_are_run(tmp_path: Path):
     done = RUNNER.invoke(app, [*command, "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     [found] = json.loads(done.stdout)["results"]
-    assert (found["passed"], found["samples"]) == (2, 5)
+    assert (found["passed"], found["samples"]) == (3, 6)
 
 
 @pytest.mark.parametrize(
