@@ -14,7 +14,8 @@ PROBLEM = {
     "task_id": "T/0",
     "prompt": "def double(x):\n",
     "entry_point": "double",
-    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate('a') == 'aa'\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n"
+    "    assert candidate('a') == 'aa'\n",
 }
 TURNS = {
     "id": "1",
