@@ -38,7 +38,7 @@ _NAMES = {
     **{
         name: "--" + name.replace("_", "-")
         for name in (
-            *(*_OF_LOADING, "from_hf_hub", "overflow", "log_level"),
+            *(*_OF_LOADING, "from_hf_hub", "overflow", "overwrite", "log_level"),
             *GenerationConfig.field_names(),
         )
     },
