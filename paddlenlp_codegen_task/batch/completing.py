@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -38,6 +38,9 @@ class Completing:
 
     With the option `seed`, each row has one of its own that is derived from it and the row's id:
     the same rows give the same texts in any order and beside any others, in fp32.
+
+    Attributes:
+        stopped: whether `stop` has ended the iteration.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Completing:
         # Rows as they come, _END after the last, an error in their place; what ends; _STOP.
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._room = threading.Semaphore(0)
-        self._over = False
+        self._over = self.stopped = False
 
     @property
     def config(self) -> GenerationConfig:
@@ -79,7 +82,7 @@ class Completing:
                 self._inbox.put(event)
         return False
 
-    def __iter__(self) -> Iterator[Outcome]:
+    def __iter__(self) -> Generator[Outcome, None, None]:
         """What the rows come to.
 
         Raises:
@@ -100,6 +103,7 @@ class Completing:
                     self._room.release()
                 came = self._inbox.get()
                 if came is _STOP:
+                    self.stopped = True
                     return
                 if came is _END:
                     there_are_more = False

@@ -7,6 +7,7 @@ where to go on.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ from paddlenlp_codegen_task.batch.rows import Id, Refused
 from paddlenlp_codegen_task.files import check_regular, read_json, write_file
 from paddlenlp_codegen_task.json_lines import JsonLines, lines
 from paddlenlp_codegen_task.requests import Completion
+
+logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of the files
 _BEGINNING = '{"id": '  # of a line of OUT.jsonl, whatever follows the id
@@ -63,8 +66,6 @@ class Files:
             ValueError: what is there is of something else.
         """
         self.path, self.errors, meta = paths(path)
-        if self.path.is_dir():
-            raise ValueError(f"{path} must be a file, and is a folder")
         made_of = json.loads(json.dumps({"version": _VERSION, **made_of}))
         self.finished, self.completed, self.refused = Keys(), 0, 0
         with ExitStack() as opened:
@@ -115,7 +116,7 @@ class Files:
 
 
 class Stream:
-    """Results on standard output, and a line a refused row on standard error; see `Results`."""
+    """Results on standard output; a row that is refused is told by a warning. See `Results`."""
 
     def __init__(self) -> None:
         self.finished, self.completed, self.refused = Keys(), 0, 0
@@ -129,14 +130,20 @@ class Stream:
             self.completed += 1
         else:
             self.refused += 1
-            print(f"{outcome.place}: {outcome.reason}", file=sys.stderr)
+            logger.warning("%s: %s", outcome.place, outcome.reason)
 
     def close(self) -> None:
         """See Results."""
 
 
 def paths(path: Path) -> tuple[Path, Path, Path]:
-    """The files of results: OUT.jsonl, OUT.errors.jsonl and OUT.meta.json."""
+    """The files of results: OUT.jsonl, OUT.errors.jsonl and OUT.meta.json.
+
+    Raises:
+        ValueError: there is a folder in the place of the first.
+    """
+    if path.is_dir():
+        raise ValueError(f"out: {path} must be a file, and is a folder")
     name = path.name.removesuffix(".jsonl")
     return path, path.with_name(f"{name}.errors.jsonl"), path.with_name(f"{name}.meta.json")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -46,9 +47,9 @@ class Summary:
         total = self.completed + self.refused
         earlier = f" ({self.before} of {total} before)" if self.before else ""
         rate = self.tokens / self.seconds if self.seconds else 0.0
-        return (
-            f"{self.completed} rows completed, {self.refused} refused{earlier}; {rate:.0f} tokens/s"
-        )
+        rows = "row" if self.completed == 1 else "rows"
+        ended = f"{self.completed} {rows} completed, {self.refused} refused{earlier}"
+        return f"{ended}; {rate:.0f} tokens/s"
 
 
 class Batch:
@@ -79,7 +80,6 @@ class Batch:
         """
         self._source = source
         self._completing = Completing(generator, self._rows(), **options)
-        self._stopped = False
         self._results: Results = Stream()
         if out is not None:
             config = self._completing.config
@@ -105,8 +105,10 @@ class Batch:
         results, tokens, start = self._results, 0, time.perf_counter()
         before = len(results.finished)
         try:
-            with Bar(self._source.count, progress, before) as bar:
-                for outcome in self._completing:
+            bar = Bar(self._source.count, progress, before)
+            # Closed at once where a result cannot be written: what runs is given up.
+            with bar, closing(iter(self._completing)) as outcomes:
+                for outcome in outcomes:
                     results.write(outcome)
                     new = 0
                     if isinstance(outcome, Completed):
@@ -117,11 +119,10 @@ class Batch:
             results.close()
         seconds = time.perf_counter() - start
         completed, refused = results.completed, results.refused
-        return Summary(completed, refused, before, tokens, seconds, self._stopped)
+        return Summary(completed, refused, before, tokens, seconds, self._completing.stopped)
 
     def stop(self) -> None:
         """Have `run` end once what has finished is written; may be called from anywhere."""
-        self._stopped = True
         self._completing.stop()
 
     def _rows(self) -> Iterator[Row | Refused]:

@@ -124,7 +124,7 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
 
 def _end(summary: Summary, signals: list[int], resumable: bool) -> None:
     """Say what there is, and end with the code that goes with it."""
-    if signals:
+    if summary.stopped:
         say(f"interrupted: {summary}" + ("; the same command goes on" if resumable else ""))
         raise SystemExit(INTERRUPTED if signals[0] == signal.SIGINT else 128 + signals[0])
     say(str(summary))

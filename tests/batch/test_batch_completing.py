@@ -135,14 +135,15 @@ def test_a_seed_gives_the_same_texts_in_any_order_and_company(builtin: CodeGener
 
 def test_few_rows_are_held(fake: CodeGenerator):
     """However many there are, and whether they can be completed or not."""
-    alive: weakref.WeakSet[Row] = weakref.WeakSet()
+    alive: set[int] = set()
     most = 0
 
     def rows() -> Iterator[Row | Refused]:
         nonlocal most
         for n in range(3000):
             row = Row(n, prompt(n) if n % 3 else "", {"max_length": 1 + n % 3})
-            alive.add(row)
+            alive.add(n)
+            weakref.finalize(row, alive.discard, n)
             most = max(most, len(alive))
             yield row
             del row

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,7 +208,7 @@ def test_ctrl_c_while_nothing_comes(options: list[str]):
         finally:
             child.kill()
         [*_, last] = child.stderr.read().splitlines()
-    assert re.fullmatch(r"paddlenlp-codegen: interrupted: 1 rows completed, .* tokens/s", last)
+    assert re.fullmatch(r"paddlenlp-codegen: interrupted: 1 row completed, .* tokens/s", last)
 
 
 def test_the_bar(source: Path, out: Path, options: list[str]):
@@ -216,6 +219,7 @@ def test_the_bar(source: Path, out: Path, options: list[str]):
     assert "6/6" in asked.stderr
     assert re.search(r"[0-9]+ tokens/s", asked.stderr)
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     try:
         done = subprocess.run(
             [*BATCH, source, out, *options, "--overwrite"], stderr=theirs, check=False, timeout=300
