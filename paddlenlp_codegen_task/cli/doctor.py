@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,9 +21,11 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 def doctor(
     home_path: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder for models and exports.", show_default="$PPNLP_HOME, else ~/.paddlenlp"
+            help="Folder for models and exports.",
+            metavar="PATH",
+            show_default="$PPNLP_HOME, else ~/.paddlenlp",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write it all as one object.")] = False,
@@ -50,7 +51,7 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-def _findings(home_path: Path | None) -> Iterator[Finding]:
+def _findings(home_path: str | None) -> Iterator[Finding]:
     """All there is to say; what takes seconds is begun at once, and said last."""
     from paddlenlp_codegen_task.cli import findings
 

@@ -172,7 +172,7 @@ def gpus() -> list[Finding]:
     return found
 
 
-def places(home_path: Path | None) -> list[Finding]:
+def places(home_path: str | Path | None) -> list[Finding]:
     """Where models and exports are kept."""
     try:
         home = LoadOptions(home_path=home_path).home
@@ -202,7 +202,7 @@ def places(home_path: Path | None) -> list[Finding]:
     return [*found, Finding("model", "note", text, advice)]
 
 
-def hubs(home_path: Path | None) -> list[Finding]:
+def hubs(home_path: str | Path | None) -> list[Finding]:
     """Whether models can be downloaded."""
     try:
         home = LoadOptions(home_path=home_path).home

@@ -43,9 +43,11 @@ class Export:
 
 def models(
     home_path: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder for models and exports.", show_default="$PPNLP_HOME, else ~/.paddlenlp"
+            help="Folder for models and exports.",
+            metavar="PATH",
+            show_default="$PPNLP_HOME, else ~/.paddlenlp",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write it all as one object.")] = False,
@@ -72,7 +74,14 @@ def models(
         rows = [("MODEL", "PARAMETERS", "HERE", "WHERE")]
         for one in known:
             here = "no" if one.bytes is None else size_of(one.bytes)
-            rows.append((one.name, f"{one.parameters / 1e6:,.0f} M", here, one.folder or ""))
+            rows.append(
+                (
+                    one.name,
+                    f"{one.parameters / 1e6:,.{int(one.parameters < 1e8)}f} M",
+                    here,
+                    one.folder or "",
+                )
+            )
         write(_table(rows))
         write("\n")
         rows = [("EXPORT OF", "FOR", "SIZE", "WHERE")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -34,6 +35,8 @@ def copy_export(source: Path, target: Path) -> bool:
         if store.is_export(folder):
             _check_same(folder, manifest)
             return False
+        if os.path.lexists(folder.parent) and not folder.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_debris(folder)
         needed = folder_bytes(source)

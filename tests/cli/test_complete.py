@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -14,8 +15,9 @@ import pytest
 from commands import done, of_builtin, refused
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.cli import complete as module
 
+# The package has the command itself under this name.
+MODULE = importlib.import_module("paddlenlp_codegen_task.cli.complete")
 GREEDY = ["--decode-strategy=greedy_search", "--max-length=12"]
 PROMPT = "def add(a, b):\n    return"
 
@@ -146,7 +148,7 @@ def test_a_text_is_written_as_it_comes(
             yield piece
 
     monkeypatch.setattr(CodeGenerator, "stream", counted)
-    monkeypatch.setattr(module, "flush", lambda: flushed.append(pieces))
+    monkeypatch.setattr(MODULE, "flush", lambda: flushed.append(pieces))
     assert done([*command, "x ="]) == with_end(expected("x ="))
     assert pieces > 1
     assert flushed == list(range(1, pieces + 1))
@@ -235,5 +237,5 @@ def test_standard_input_is_asked_for_before_a_model_is_loaded(
     def loads(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(module, "load", loads)
+    monkeypatch.setattr(MODULE, "load", loads)
     refused(command, text="")

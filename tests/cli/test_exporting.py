@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -133,8 +134,6 @@ def test_something_else_is_not_overwritten(command: list[str], tmp_path: Path, k
 def test_places_that_cannot_be(
     command: list[str], tmp_path: Path, target: str, message: str, code: int
 ):
-    import re
-
     (tmp_path / "file").write_text("precious", encoding="utf-8")
     (tmp_path / "loop").symlink_to("loop")
     before = left_in(tmp_path)

@@ -91,6 +91,8 @@ def test_exports(tmp_path: Path, builtin: CodeGenerator):
     assert "is damaged" in written
 
 
-@pytest.mark.parametrize("path", ["", "a\0b"])
-def test_a_home_that_cannot_be(path: str):
-    assert refused(["models", f"--home-path={path}"]).startswith("--home-path")
+@pytest.mark.parametrize("command", ["models", "complete"])
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 300])
+def test_a_home_that_cannot_be(command: str, path: str):
+    arguments = [command, f"--home-path={path}"] + (["x ="] if command == "complete" else [])
+    assert refused(arguments).startswith("--home-path")

@@ -63,7 +63,7 @@ LOADING: dict[str, tuple[list[str], Any]] = {
     "precision": (["--precision=int8"], "int8"),
     "device": (["--device=gpu:1"], "gpu:1"),
     "num_threads": (["--num-threads=3"], 3),
-    "home_path": (["--home-path=a b"], Path("a b")),
+    "home_path": (["--home-path=a b"], "a b"),
     "from_hf_hub": (["--from-hf-hub"], True),
     "cuda_graph": (["--cuda-graph"], True),
     "batch_size": (["--batch-size=3"], 3),
