@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,14 +74,9 @@ def models(
         rows = [("MODEL", "PARAMETERS", "HERE", "WHERE")]
         for one in known:
             here = "no" if one.bytes is None else size_of(one.bytes)
-            rows.append(
-                (
-                    one.name,
-                    f"{one.parameters / 1e6:,.{int(one.parameters < 1e8)}f} M",
-                    here,
-                    one.folder or "",
-                )
-            )
+            digits = 1 if one.parameters < 1e8 else 0
+            count = f"{one.parameters / 1e6:,.{digits}f} M"
+            rows.append((one.name, count, here, one.folder or ""))
         write(_table(rows))
         write("\n")
         rows = [("EXPORT OF", "FOR", "SIZE", "WHERE")]
@@ -133,7 +128,7 @@ def _exports(home: Path) -> Iterator[Export]:
         yield Export(name, engine, precision, str(folder), size, problem)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows with their columns one below the other."""
     rows = [tuple(checks.line(cell, 1000) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
