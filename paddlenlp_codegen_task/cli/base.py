@@ -210,7 +210,7 @@ def told(extra: str = "serve") -> Iterator[None]:
     except (TypeError, ValueError) as error:
         logger.debug("this cannot be", exc_info=True)
         fail(in_options(str(error)), USAGE)
-    except (OSError, RuntimeError, MemoryError) as error:  # as loading raises them
+    except (OSError, RuntimeError, MemoryError, FloatingPointError) as error:
         logger.debug("this has failed", exc_info=True)
         fail(in_options(str(error) or "there is too little memory"))
 

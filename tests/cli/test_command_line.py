@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -269,6 +270,43 @@ def test_ctrl_c_at_any_time(delay: float, tmp_path: Path):
     code, _ = command.ended()
     assert code in (0, 130, -signal.SIGINT, 1)
     assert not list(tmp_path.rglob(".building-*"))
+
+
+def test_a_prompt_from_the_terminal(home_path: Path):
+    ours, theirs = os.openpty()
+    command = Process("complete", *of_builtin(home_path), *GREEDY, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, b"x =\n\x04")
+    code, stderr = command.ended()
+    os.close(ours)
+    hint = "reading a prompt from the terminal: Ctrl+D on an empty line ends it"
+    assert (code, stderr) == (0, f"paddlenlp-codegen: {hint}\n")
+
+
+def test_on_a_terminal(home_path: Path, builtin: CodeGenerator):
+    """A text is written to a terminal as to a file, and nothing else is: no bar, no colour."""
+    ours, theirs = os.openpty()
+    arguments = ["complete", *of_builtin(home_path), *GREEDY, "def add(a, b):"]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        written = b""
+        try:
+            while more := os.read(ours, 1000):
+                written += more
+        except OSError:  # as Linux says that the other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    [[expected]] = builtin.generate(
+        "def add(a, b):", decode_strategy="greedy_search", max_length=12
+    )
+    assert written.decode().replace("\r\n", "\n").rstrip("\n") == expected.text.rstrip("\n")
+
+
+def test_the_console_script_is_there():
+    source = (ROOT / "setup.py").read_text(encoding="utf-8")
+    [(module, function)] = re.findall(r'"paddlenlp-codegen = ([\w.]+):(\w+)"', source)
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_a_reader_that_has_seen_enough(home_path: Path):

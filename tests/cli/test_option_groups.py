@@ -228,6 +228,38 @@ def test_options_in_errors(message: str, expected: str):
 
 
 @pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("top_p must be\nin (0, 1]"), 2, "--top-p must be in (0, 1]"),
+        (TypeError("seed must be an integer"), 2, "--seed must be an integer"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (FileNotFoundError("task_path: there is no folder x"), 1, "--model: there is no folder x"),
+        (RuntimeError("this generator is closed"), 1, "this generator is closed"),
+        (FloatingPointError("prompt 0: no numbers"), 1, "prompt 0: no numbers"),
+        (MemoryError(), 1, "there is too little memory"),
+        (MemoryError("Unable to allocate 3 GiB"), 1, "Unable to allocate 3 GiB"),
+        (ImportError("No module named 'x'"), 1, "No module named 'x': pip install 'paddlenlp_code"),
+    ],
+    ids=repr,
+)
+def test_errors_and_exit_codes(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended, base.told():
+        raise error
+    assert ended.value.code == code
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(f"paddlenlp-codegen: {line}")
+    assert written.err.count("\n") == 1
+
+
+def test_a_fault_of_the_package_is_not_hidden():
+    with pytest.raises(AssertionError), base.told():
+        raise AssertionError("this cannot be")
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [
         *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (42_400_000, "42.4 MB")),
