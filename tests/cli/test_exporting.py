@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import done, invoke, of_builtin, refused
+from commands import done, invoke, of_builtin, refused, run
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import copying, store
@@ -157,6 +158,20 @@ def test_a_disk_that_fails_midway(
     monkeypatch.setattr(copying.shutil, "copyfile", fails)
     line = refused([*command, str(tmp_path / "a")], code=1)
     assert line == f"cannot write the export to {tmp_path / 'a'}: {os.strerror(number)}"
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("builtin")  # so that nothing is to be exported first
+def test_a_file_that_may_not_grow(command: list[str], tmp_path: Path):
+    """The system itself ends a file midway."""
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    ran = run(*command, str(tmp_path / "a"), preexec_fn=bound)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    expected = f"cannot write the export to {tmp_path / 'a'}: File too large"
+    assert ran.stderr == f"paddlenlp-codegen: {expected}\n"
     assert left_in(tmp_path) == []
 
 
