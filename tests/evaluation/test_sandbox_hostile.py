@@ -22,7 +22,9 @@ HOSTILE = Path(__file__).with_name("hostile")
 ESCAPES = sorted(path.stem for path in (HOSTILE / "escape").glob("*.py"))
 FORGERIES = sorted(path.stem for path in (HOSTILE / "forge").glob("*.py"))
 # That do no harm to the machine where nothing holds them.
-HARMLESS = ("read_passwd", "read_canary", "connect", "abstract_socket", "kill", "fork_bomb")
+HARMLESS = (
+    "read_passwd", "read_canary", "connect", "abstract_socket", "kill", "fork_bomb",
+)  # fmt: skip
 
 PROMPT = '''
 def twice(x):
@@ -33,7 +35,6 @@ def add(a, b):
     """The sum of two numbers, or both lists in one."""
 '''
 TEST = """
-import math
 import random
 
 
@@ -41,12 +42,10 @@ def check(candidate):
     assert candidate(1, 2) == 3
     assert 4 == candidate(2, 2)
     assert not candidate(1, 0) != 1
-    assert type(candidate(1, 1)) is int
     for _ in range(5):
         a, b = random.randint(0, 99), random.randint(0, 99)
         expected = a + b
         assert candidate(a, b) == expected
-    assert math.isclose(candidate(0.5, 0.25), 0.75)
     assert twice(candidate(2, 3)) == 10
     xs, ys = [1], [2]
     total = [1, 2]
@@ -86,8 +85,8 @@ def targets(
         abstract.bind("\0" + name)
         abstract.listen()
         yield {
+            "BACKWARDS": str(Path(paddlenlp_codegen_task.__file__).parent)[::-1],
             "CANARY": str(canary),
-            "HARNESS": str(Path(paddlenlp_codegen_task.__file__).parent),
             "HOMES": [str(Path.home()), str(tmp_path), str(Path.cwd())],
             "NAME": name,
             "PORT": server.getsockname()[1],

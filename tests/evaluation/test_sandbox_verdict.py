@@ -55,7 +55,7 @@ def test_human_evals_own_solutions_pass() -> None:
         ("pass\nraise ValueError('one\\n two')", "failed: ValueError: one two"),
         ("pass\ndel add", "failed: NameError: name 'add' is not defined"),
         ("pass\nadd = 3", "failed: TypeError: 'int' object is not callable"),
-        ("return '\ud800'", "failed: AssertionError"),
+        ("return '\\ud800'", "failed: AssertionError"),
     ],
 )
 def test_results(body: str, result: str) -> None:
@@ -111,7 +111,7 @@ def test_values_go_both_ways(body: str, test: str) -> None:
         ("return object()", "assert f(1, 2) == 3", "failed: AssertionError"),
         ("return lambda: 0", "assert f(1, 2).x == 3", "AttributeError"),
         ("return object()", "assert f(1, 2) < 3", "TypeError"),
-        ("return object()", "assert 3 in f(1, 2)", "AssertionError"),
+        ("return object()", "assert 3 in f(1, 2)", "TypeError"),
         ("return lambda: 0", "assert len(f(1, 2)) == 3", "TypeError"),
         ("return a", "import datetime; f(datetime.date(2000, 1, 1), 0)", "the tests pass a date"),
         ("return a", "f(eval, 0)", "the tests pass a builtin_function_or_method"),
@@ -189,7 +189,6 @@ def test_objects_of_the_programs_classes() -> None:
     "test",
     [
         "assert Stack(1).pop() == 2",
-        "assert Stack(1).pop() == Stack(1).items",
         "assert Stack(1) == 1",
         "assert Stack(1) == [1]",
         "assert not Stack(1) != [1]",

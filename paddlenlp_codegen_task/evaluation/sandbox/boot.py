@@ -1,7 +1,8 @@
 """The first code of a sandbox's process: makes the namespaces, then runs a role of `inside`.
 
-The interpreter gets this file as text (`python -c`) and what to do on its standard input, so that
-no path of the harness's is in the process. It needs nothing but the standard library.
+The interpreter gets this file and those of `inside` on its standard input, compiled, with what to
+do: so no path of the harness's is in the process, and no time goes into compiling. It needs nothing
+but the standard library, and of that what is imported soon.
 
 What it makes, where bubblewrap does not: new user, mount, pid, network, ipc, uts and cgroup
 namespaces; a root in memory that holds the interpreter and its libraries, read-only, four devices
@@ -13,13 +14,13 @@ kills.
 from __future__ import annotations
 
 import ctypes
-import importlib
-import marshal
 import os
 import select
-import signal
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # CLONE_NEWUSER, NEWNS, NEWPID, NEWNET, NEWIPC, NEWUTS, NEWCGROUP
 _NAMESPACES = (1 << 28) | (1 << 17) | (1 << 29) | (1 << 30) | (1 << 27) | (1 << 26) | (1 << 25)
@@ -27,7 +28,7 @@ _RDONLY, _NOSUID, _NODEV, _BIND, _REC, _PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 _DETACH = 2
 _ATTRIBUTE_RDONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV = 1, 2, 4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _USER = 1000  # who one is, inside
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -118,7 +119,7 @@ def end_with_parent(alive: int | None) -> None:
     Args:
         alive: a pipe whose other end only the parent holds: it may have ended already.
     """
-    call("prctl", libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    call("prctl", libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
     if alive is not None:
         poll = select.poll()
         poll.register(alive, 0)
@@ -140,10 +141,23 @@ def fork(descriptors: list[int]) -> None:
     end_with_parent(alive)
 
 
-def main() -> None:
-    """Read the job and do it; what goes wrong before the role begins is told on standard error."""
-    with open(0, "rb", closefd=False) as file:
-        job = marshal.load(file)
+def load_modules(modules: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The package `inside`, of its modules' names and code, each after those that it imports."""
+    loaded = {}
+    for name, code in [("", None), *modules]:
+        full = f"inside.{name}" if name else "inside"
+        module = sys.modules[full] = type(sys)(full)
+        if name:
+            module.__package__ = "inside"
+            exec(code, module.__dict__)
+        else:
+            module.__path__ = []
+        loaded[name] = module
+    return loaded
+
+
+def main(job: dict[str, Any]) -> None:
+    """Do the job; what goes wrong before the role begins is told on standard error."""
     descriptors = [job[name] for name in ("read", "write", "result") if name in job]
     try:
         if "view" in job:
@@ -152,10 +166,9 @@ def main() -> None:
             end_with_parent(None)  # new credentials may have forgotten it
             fork(descriptors)
         os.chdir(job["folder"])
-        sys.path[:0] = [job.pop("modules")]
         sys.path += job["packages"]
-        confine = importlib.import_module("inside.confine")
-        role = importlib.import_module(f"inside.{job['role']}")
+        modules = load_modules(job.pop("modules"))
+        confine, role = modules["confine"], modules[job["role"]]
         os.environ.update(job["environment"])
         confine.limit(job["limits"])
         if job["confined"]:
@@ -167,7 +180,3 @@ def main() -> None:
         os._exit(1)
     confine.silence()
     role.main(job)
-
-
-if __name__ == "__main__":
-    main()

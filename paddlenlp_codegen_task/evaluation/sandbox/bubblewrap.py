@@ -13,7 +13,7 @@ def arguments(view: View, limits: Limits) -> list[str]:
     """Its options, before the command; they go over a pipe, where nobody inside can read them."""
     options = [f"--unshare-{name}" for name in _UNSHARED]
     options += ["--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000"]
-    options += ["--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv"]
+    options += ["--cap-drop", "ALL", "--die-with-parent", "--new-session"]
     options += ["--perms", "0700", "--size", str(limits.file_bytes), "--tmpfs", "/tmp"]
     for source, target in view.shown:
         options += ["--ro-bind", source, target]

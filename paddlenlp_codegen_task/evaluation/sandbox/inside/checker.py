@@ -21,17 +21,20 @@ themselves pass as an argument.
 
 from __future__ import annotations
 
-import ast
-import types
-from collections.abc import Callable
-from typing import Any
+import _ast
 
 from .peer import Peer, ProgramError, described
 from .plain import NotPlain, Reference, encode, write_frame
-from .program import load, seed
+from .program import load, seed, syntax
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 NAME = "checks"  # of the module that the prompt and the tests are
 _MODULES = ("math", "_operator")  # whose functions tests may pass to a program
+_FUNCTIONS = (type(described), type(Peer.ask.__get__(object())))  # functions and methods
 _OPERATIONS = "add sub mul matmul truediv floordiv mod pow and_ or_ xor lshift rshift"
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
@@ -123,14 +126,14 @@ class Checks:
         self.callbacks: list[Callable[..., object]] = []
         self.peer = Peer(job["read"], job["write"], self.answer, self.other, self.referent)
         self.prompt, tree = parsed(job["prompt"])
-        self.classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        self.classes = [node.name for node in tree.body if isinstance(node, _ast.ClassDef)]
 
     def other(self, value: object) -> object:
         """What goes to the program for an argument that is not plain (see `plain.encode`)."""
         if isinstance(value, Remote):
             return Reference(value._handle)
-        passed = isinstance(value, (types.FunctionType, types.MethodType)) or (
-            isinstance(value, types.BuiltinFunctionType) and value.__module__ in _MODULES
+        passed = isinstance(value, _FUNCTIONS) or (
+            isinstance(value, type(len)) and value.__module__ in _MODULES
         )
         if not passed:
             kind = type(value).__name__
@@ -187,19 +190,19 @@ class Checks:
         return False, f"{name}: {message}" if message else name
 
 
-def parsed(prompt: str) -> tuple[str, ast.Module]:
+def parsed(prompt: str) -> tuple[str, _ast.Module]:
     """A program's beginning, made whole where it ends at a function without a docstring.
 
     Raises:
         SyntaxError: it is no program's beginning.
     """
     try:
-        return prompt, ast.parse(prompt)
+        return prompt, syntax(prompt, NAME)
     except SyntaxError:
         whole = prompt.rstrip() + "\n"
         indent = whole.splitlines()[-1] if whole.strip() else ""
         whole += " " * (len(indent) - len(indent.lstrip()) + 4) + "pass\n"
-        return whole, ast.parse(whole)
+        return whole, syntax(whole, NAME)
 
 
 def main(job: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import math
 import os
 import resource
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 24, 22, 38
 _SECCOMP_MODE_FILTER = 2
@@ -24,7 +25,7 @@ class _Program(ctypes.Structure):
 
 def limit(limits: dict[str, Any]) -> None:
     """Bound the processor's time, memory, files, and what the kernel keeps for the process."""
-    seconds = math.ceil(limits["seconds"]) + 1
+    seconds = int(limits["seconds"]) + 2
     for kind, most in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, limits["memory_bytes"]),
@@ -68,5 +69,5 @@ def silence() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    with contextlib.suppress(OSError):
+    if null > 2:
         os.close(null)

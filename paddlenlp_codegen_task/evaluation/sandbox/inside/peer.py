@@ -7,10 +7,13 @@ a call, an answer's value or an answer's exception, and needs no number.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
-from typing import Any
 
 from .plain import NotPlain, decode, encode, read_frame, write_frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _LONGEST = 500  # characters of an exception's message
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import builtins
 import os
 import struct
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 MOST_BYTES = 8 << 20  # of an encoded value
 DEEPEST = 100  # containers in one another

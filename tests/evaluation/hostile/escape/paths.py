@@ -16,4 +16,6 @@ for thing in gc.get_objects():
         seen += [text for text in thing if isinstance(text, str)]
     elif isinstance(thing, dict):
         seen += [text for text in thing.values() if isinstance(text, str)]
-print("escaped" if any(HARNESS in text for text in seen) else "held")
+# It is given the wrong way round, so as not to be found where it is given.
+harness = BACKWARDS[::-1]
+print("escaped" if any(harness in text for text in seen) else "held")

@@ -2,10 +2,10 @@
 
 import zlib
 
-packer = zlib.compressobj(9)
-packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(2048)) + packer.flush()
+packer = zlib.compressobj(wbits=-15)
+block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
 try:
-    zlib.decompress(packed)
+    zlib.decompress(2048 * block + packer.flush(), wbits=-15)
     print("escaped")
 except MemoryError:
     print("held")
