@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -52,25 +52,16 @@ def doctor(
 
 
 def _findings(home_path: str | None) -> Iterator[Finding]:
-    """All there is to say; what takes seconds is begun at once, and said last."""
+    """All there is to say, what takes longest last."""
     from paddlenlp_codegen_task.cli import findings
 
-    quick: list[Callable[[], list[Finding]]] = [
-        findings.packages,
-        findings.processor,
-        findings.memory,
-        findings.gpus,
-        lambda: findings.places(home_path),
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        slow = [
-            pool.submit(findings.hubs, home_path),
-            pool.submit(findings.engines),
-        ]
-        for look in quick:
+    with ThreadPoolExecutor(1) as pool:  # hubs may take seconds to answer
+        hubs = pool.submit(findings.hubs, home_path)
+        for look in (findings.packages, findings.processor, findings.memory, findings.gpus):
             yield from look()
-        for one in slow:
-            yield from one.result()
+        yield from findings.places(home_path)
+        yield from hubs.result()
+    yield from findings.engines()
 
 
 def _lines(finding: Finding) -> str:

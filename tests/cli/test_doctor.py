@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import invoke
+from commands import COMMAND, invoke
 
 from paddlenlp_codegen_task.cli import findings
 from paddlenlp_codegen_task.cli.findings import Finding
@@ -238,6 +240,36 @@ def test_a_machine_on_which_something_does_not(elsewhere: pytest.MonkeyPatch, tm
         "found": "it\nbroke",
         "advice": "mend it",
     }
+
+
+def test_ctrl_c_ends_the_trial_too(tmp_path: Path):
+    noted = tmp_path / "pid"
+    slow = f"""
+import os, time
+with open({str(noted)!r} + "-", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, {str(noted)!r})
+time.sleep(100)
+"""
+    (tmp_path / "paddle.py").write_text(slow, encoding="utf-8")
+    process = subprocess.Popen(
+        [*COMMAND, "doctor", f"--home-path={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not noted.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "")
+    status = Path("/proc", noted.read_text(encoding="ascii"), "status")
+    while status.exists() and "State:\tZ" not in status.read_text(encoding="ascii"):
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.05)
 
 
 def test_the_trial_keeps_to_a_folder_of_its_own(tmp_path: Path):
