@@ -111,6 +111,8 @@ class Files:
                 raise ValueError(f"{self.path} has id {checks.shown(row_id)} twice")
         self.completed = len(self.finished)
         for one in self._refused:
+            if "error" not in one:
+                raise ValueError(f"{self.errors} holds a line that is no error of a batch")
             self.finished.add(key_of(Refused("", one.get("id"), one.get("line"))))
             self.refused += 1
 
@@ -140,11 +142,11 @@ def paths(path: Path) -> tuple[Path, Path, Path]:
     """The files of results: OUT.jsonl, OUT.errors.jsonl and OUT.meta.json.
 
     Raises:
-        ValueError: there is a folder in the place of the first.
+        ValueError: the first is not called so, and another's might be called as these are.
     """
-    if path.is_dir():
-        raise ValueError(f"out: {path} must be a file, and is a folder")
     name = path.name.removesuffix(".jsonl")
+    if name in ("", path.name):
+        raise ValueError(f"out: {checks.line(str(path), 200)} must be a file's path with .jsonl")
     return path, path.with_name(f"{name}.errors.jsonl"), path.with_name(f"{name}.meta.json")
 
 

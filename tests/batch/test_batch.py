@@ -253,6 +253,14 @@ def test_lines_that_are_no_results(fake: CodeGenerator, source: Path, out: Path,
     refused(lambda: complete_batch(fake, source, out), out, message)
 
 
+def test_lines_that_are_no_errors(fake: CodeGenerator, source: Path, out: Path):
+    complete_batch(fake, source, out)
+    with paths(out)[1].open("ab") as file:
+        file.write(out.read_bytes()[:100].partition(b"\n")[0] + b"\n")
+    message = "out.errors.jsonl holds a line that is no error of a batch$"
+    refused(lambda: complete_batch(fake, source, out), out, message)
+
+
 def test_a_row_that_is_there_twice(fake: CodeGenerator, source: Path, out: Path):
     complete_batch(fake, source, out)
     out.write_bytes(out.read_bytes() * 2)
@@ -284,13 +292,18 @@ def test_one_at_a_time(fake: CodeGenerator, source: Path, out: Path):
         ("in.jsonl", "in.jsonl", "in.jsonl would be written, and is what is read$"),
         ("link.jsonl", "in.jsonl", "in.jsonl would be written, and is what is read$"),
         ("in.errors.jsonl", "in.jsonl", "in.errors.jsonl would be written, and is what is read$"),
-        ("in.meta.json", "in", "in.meta.json would be written, and is what is read$"),
+        ("in.meta.json", "in.jsonl", "in.meta.json would be written, and is what is read$"),
         (".", "out.jsonl", "out.jsonl must not be in the folder that is read$"),
-        ("fake", "fake/../fake/x", "x must not be in the folder that is read$"),
+        ("fake", "fake/../fake/x.jsonl", "x.jsonl must not be in the folder that is read$"),
         ("in.jsonl", "no/out.jsonl", "out: there is no folder .*no$"),
-        ("in.jsonl", "in.jsonl/out", "out: there is no folder .*in.jsonl$"),
-        ("in.jsonl", "fake", "fake must be a file, and is a folder$"),
-        ("in.jsonl", "fifo", "fifo is not a regular file$"),
+        ("in.jsonl", "in.jsonl/out.jsonl", "out: there is no folder .*in.jsonl$"),
+        ("in.jsonl", "fake", "out: .*fake must be a file's path with .jsonl$"),
+        ("in.jsonl", ".", "out: .* must be a file's path with .jsonl$"),
+        ("in.jsonl", "out", "out: .*out must be a file's path with .jsonl$"),
+        ("in.jsonl", "out.json", "out: .*out.json must be a file's path with .jsonl$"),
+        ("in.jsonl", ".jsonl", "out: .*.jsonl must be a file's path with .jsonl$"),
+        ("in.jsonl", "folder.jsonl", "folder.jsonl is not a regular file$"),
+        ("in.jsonl", "fifo.jsonl", "fifo.jsonl is not a regular file$"),
         ("fifo", "out.jsonl", "fifo is not a regular file$"),
         ("no.jsonl", "out.jsonl", "No such file or directory: .*no.jsonl"),
     ],
@@ -301,7 +314,9 @@ def test_paths_that_cannot_be(
     for name in ("in.errors.jsonl", "in.meta.json"):
         (tmp_path / name).write_bytes(source.read_bytes())
     (tmp_path / "link.jsonl").symlink_to("in.jsonl")
-    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "fifo.jsonl"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.jsonl").mkdir()
     run = lambda: complete_batch(fake, tmp_path / source_name, tmp_path / out_name)  # noqa: E731
     refused(run, tmp_path / "out.jsonl", message)
 
@@ -360,9 +375,9 @@ def test_processes_that_are_killed_at_any_moment(home_path: Path, tmp_path: Path
     source, out, expected = (tmp_path / f"{name}.jsonl" for name in ("in", "out", "expected"))
     rows = [
         json.dumps({"prompt": f"def f_{n}(x):\n", "options": {"max_length": 2 + n % 9}})
-        for n in range(300)
+        for n in range(150)
     ]
-    rows[::20] = ["bad"] * 15
+    rows[::10] = ["bad"] * 15
     source.write_text("\n".join(rows))
 
     def start(target: Path) -> subprocess.Popen[bytes]:
@@ -376,7 +391,7 @@ def test_processes_that_are_killed_at_any_moment(home_path: Path, tmp_path: Path
     killed = 0
     for n in range(5):
         child = start(out)
-        goal = draw.randrange(1 + n * 45, 45 + n * 45)
+        goal = draw.randrange(1 + n * 22, 22 + n * 22)
         try:
             until(
                 lambda child=child, goal=goal: (
@@ -391,4 +406,4 @@ def test_processes_that_are_killed_at_any_moment(home_path: Path, tmp_path: Path
     assert killed >= 4
     assert start(out).wait(300) == 1
     assert contents(out) == contents(expected)
-    assert len(lines(out)) == 285
+    assert len(lines(out)) == 135

@@ -16,6 +16,8 @@ from fake_generator import LETTERS, fake_generator
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.batch.completing import Completed, Completing, Outcome
 from paddlenlp_codegen_task.batch.rows import Refused, Row, row_seed
+from paddlenlp_codegen_task.decoding.events import Event
+from paddlenlp_codegen_task.decoding.request import Request
 from paddlenlp_codegen_task.runtime.base import StepOutput
 
 
@@ -236,18 +238,25 @@ def test_stopping_gives_what_has_finished(fake: CodeGenerator):
             taken.append(n)
             yield Row(n, prompt(n), {"max_length": 2})
 
-    work = Completing(fake, rows())
+    class Counting(Completing):
+        """Counts what finishes."""
+
+        finished = 0
+
+        def put(self, request: Request, events: list[Event]) -> bool:
+            self.finished += len(events)
+            return super().put(request, events)
+
+    work = Counting(fake, rows())
     found = iter(work)
     first = [next(found) for _ in range(10)]
-    until(lambda: work._inbox.qsize() >= fake.batch_size)
+    until(lambda: at_work(fake) == 0)  # what runs ends, and nobody takes it
     work.stop()
     rest = list(found)
-    assert 0 < len(rest) <= 2 * fake.batch_size
-    assert len(first) + len(rest) <= len(taken) < 100
-    assert at_work(fake) == 0
-    assert not [one for one in threading.enumerate() if one.name == "codegen-batch"] or until(
-        lambda: not [one for one in threading.enumerate() if one.name == "codegen-batch"]
-    )
+    assert work.stopped
+    assert len(first) + len(rest) == work.finished
+    assert work.finished <= len(taken) <= 10 + 2 * fake.batch_size + 2
+    until(lambda: all(one.name != "codegen-batch" for one in threading.enumerate()))
 
 
 def test_an_iteration_that_is_dropped_gives_up_what_runs(fake: CodeGenerator):

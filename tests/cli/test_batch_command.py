@@ -244,8 +244,9 @@ def test_the_bar(source: Path, out: Path, options: list[str]):
         (["in.jsonl", "in.jsonl"], "out: in.jsonl would be written, and is what is read"),
         (["", "out.jsonl"], "IN must not be empty"),
         (["in.jsonl", ""], "OUT must not be empty"),
-        (["in.jsonl", "out\0"], "OUT: a path cannot hold a null character"),
-        (["in.jsonl", "."], "must be a file, and is a folder"),
+        (["in.jsonl", "out\0.jsonl"], "OUT: a path cannot hold a null character"),
+        (["in.jsonl", "."], "out: . must be a file's path with .jsonl"),
+        (["in.jsonl", "out"], "out: out must be a file's path with .jsonl"),
     ],
     ids=" ".join,
 )
