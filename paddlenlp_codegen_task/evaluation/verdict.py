@@ -87,7 +87,9 @@ def check_function(
         for descriptor in (calls, answers):
             descriptor.close()
         verdict.close_write()
-        outcome = _outcome(verdict.read, deadline, running)
+        outcome = _outcome(verdict.read, deadline)
+        if outcome != (True, ""):
+            _check_started(running)
     seconds = time.monotonic() - begun
     match outcome:
         case (True, ""):
@@ -113,7 +115,9 @@ def last_printed(sandbox: Sandbox, program: str) -> Printed:
     with _Pipe() as result:
         with sandbox.start("printing", {"source": program}, result=result.write) as running:
             result.close_write()
-            outcome = _outcome(result.read, deadline, [running])
+            outcome = _outcome(result.read, deadline)
+            if isinstance(outcome, str):
+                _check_started([running])
         seconds = time.monotonic() - begun
     match outcome:
         case [True, value, str()]:
@@ -125,20 +129,23 @@ def last_printed(sandbox: Sandbox, program: str) -> Printed:
     return Printed(None, False, "failed: no plain value", seconds)  # a program can write anything
 
 
-def _outcome(descriptor: int, deadline: float, running: list[Running]) -> object:
+def _outcome(descriptor: int, deadline: float) -> object:
     """What a process has written, or how it failed to."""
     try:
         return plain.decode(read_frame(descriptor, deadline))
     except TimeoutError:
-        reason = "timed out"
+        return "timed out"
     except EOFError:
-        reason = "failed: ended before its end"
+        return "failed: ended before its end"
     except ValueError:
-        reason = "failed: no plain value"
+        return "failed: no plain value"
+
+
+def _check_started(running: list[Running]) -> None:
+    """Raise SandboxUnavailable if it is not the program that failed."""
     for one in running:
         one.kill()
         one.check_started()
-    return reason
 
 
 class _Pipe:

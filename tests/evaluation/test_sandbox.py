@@ -17,6 +17,7 @@ from sandboxes import ADD, CHECK_ADD, sandbox
 
 from paddlenlp_codegen_task.evaluation.sandbox import (
     Limits,
+    Running,
     Sandbox,
     SandboxUnavailable,
     jail,
@@ -257,6 +258,24 @@ def test_a_launcher_that_fails_later_is_no_verdict(monkeypatch: pytest.MonkeyPat
         check_function(box, ADD + "    return a + b\n", "add", CHECK_ADD, ADD)
     with pytest.raises(SandboxUnavailable, match="PermissionError: unshare: no"):
         last_printed(box, "print(1)")
+
+
+def test_a_programs_launcher_that_fails_alone_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checks run, and find nobody to ask."""
+    box = Sandbox(way="namespaces", limits=sandbox("namespaces").limits)
+    start = box.start
+
+    def starts(role: str, *arguments: Any, **descriptors: int) -> Running:
+        with monkeypatch.context() as patched:
+            if role == "program":
+                patched.setattr(jail, "_START", REFUSED)
+            return start(role, *arguments, **descriptors)
+
+    monkeypatch.setattr(box, "start", starts)
+    with pytest.raises(SandboxUnavailable, match="PermissionError: unshare: no"):
+        check_function(box, ADD + "    return a + b\n", "add", CHECK_ADD, ADD)
 
 
 def test_an_unknown_way() -> None:

@@ -7,6 +7,7 @@ import enum
 import math
 import os
 import random
+import struct
 import threading
 import time
 from typing import Any
@@ -127,9 +128,9 @@ def doubled(times: int) -> list[Any]:
         (eval, "a builtin_function_or_method is no plain value"),
         (nested(101), "more than 100 containers in one another"),
         (circle(), "more than 100 containers in one another"),
-        (doubled(60), "a value of more than 8388608 bytes"),
-        ("x" * (9 << 20), "a value of more than 8388608 bytes"),
-        (1 << (8 << 24), "a value of more than 8388608 bytes"),
+        (doubled(60), "a value of more than 4194304 bytes"),
+        ("x" * (5 << 20), "a value of more than 4194304 bytes"),
+        (1 << (8 << 24), "a value of more than 4194304 bytes"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -150,6 +151,32 @@ def test_what_is_not_plain_is_refused(value: object, why: str) -> None:
 def test_bytes_of_no_value(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (of many texts, all of them our own)
         decode(data)
+
+
+PRIME = (1 << 61) - 1  # all of whose multiples have one hash
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [PRIME * n for n in range(50_000)],
+        [*range(50_000), *(PRIME * n for n in range(1, 50_000))],
+        [(PRIME * n, 1) for n in range(20_000)],
+    ],
+    ids=["integers", "half", "tuples"],
+)
+@pytest.mark.parametrize("kind", [b"s", b"z", b"d"])
+def test_keys_chosen_to_collide_are_refused(keys: list[object], kind: bytes) -> None:
+    """At once: a set of these takes hours."""
+    encoded = encode(keys)[1:] if kind != b"d" else encode([x for k in keys for x in (k, 0)])[1:]
+    data = kind + struct.pack("<I", len(keys)) + encoded[4:]
+    with pytest.raises(ValueError, match="keys whose hashes collide"):
+        decode(data)
+
+
+@pytest.mark.parametrize("keys", [range(50_000), range(-50_000, 0), range(0, 2**62, 2**46)])
+def test_keys_that_merely_are_many_are_not(keys: range) -> None:
+    assert decode(encode(set(keys))) == set(keys)
 
 
 @given(st.binary(max_size=200), VALUES, st.integers(0, 200))

@@ -240,7 +240,7 @@ class Sandbox:
         }
 
 
-def read_frame(descriptor: int, deadline: float, most_bytes: int = plain.MOST_BYTES + 64) -> bytes:
+def read_frame(descriptor: int, deadline: float, most_bytes: int = plain.MOST_TOLD + 4096) -> bytes:
     """What `plain.write_frame` wrote, read until a time of the monotonic clock.
 
     Raises:
@@ -252,7 +252,7 @@ def read_frame(descriptor: int, deadline: float, most_bytes: int = plain.MOST_BY
     poll.register(descriptor, select.POLLIN)
 
     def exactly(count: int) -> bytes:
-        found = b""
+        found = bytearray()
         while len(found) < count:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(1000 * left):
@@ -261,7 +261,7 @@ def read_frame(descriptor: int, deadline: float, most_bytes: int = plain.MOST_BY
             if not part:
                 raise EOFError("ended early")
             found += part
-        return found
+        return bytes(found)
 
     return exactly(plain.frame_length(exactly(4), most_bytes))
 

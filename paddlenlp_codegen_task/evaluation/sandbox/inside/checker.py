@@ -114,8 +114,17 @@ def _forward(name: str) -> Callable[[RemoteObject, object], object]:
     return compare if name in _COMPARISONS else operate
 
 
+def _reflect(name: str) -> Callable[[RemoteObject, object], object]:
+    def operate(self: RemoteObject, other: object) -> object:
+        return self._peer.ask("operator", name, other, self)
+
+    return operate
+
+
 for _name in (*_OPERATIONS.split(), *_COMPARISONS):
     setattr(RemoteObject, f"__{_name.strip('_')}__", _forward(_name))
+for _name in _OPERATIONS.split():
+    setattr(RemoteObject, f"__r{_name.strip('_')}__", _reflect(_name))
 
 
 class Checks:

@@ -17,16 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MOST_BYTES = 8 << 20  # of an encoded value
+MOST_BYTES = 4 << 20  # of an encoded value
+MOST_TOLD = 1 << 20  # of one that the harness itself reads
 DEEPEST = 100  # containers in one another
+_COLLISIONS = 64  # of hashes in one container: more are there to take the reader's time
 _LENGTH = struct.Struct("<I")
 _FLOAT, _COMPLEX, _HANDLE = struct.Struct("<d"), struct.Struct("<dd"), struct.Struct("<q")
-_SEQUENCES: dict[bytes, Callable[[list[Any]], Any]] = {
-    b"l": list,
-    b"t": tuple,
-    b"s": set,
-    b"z": frozenset,
-}
+_SEQUENCES = {b"l": list, b"t": tuple}
+_SETS = {b"s": set, b"z": frozenset}
 _TAGS = {list: b"l", tuple: b"t", set: b"s", frozenset: b"z"}
 _CONSTANTS = {b"N": None, b"T": True, b"F": False}
 # Builtins that may stand in a value: they do nothing that the other side could not do itself.
@@ -169,14 +167,27 @@ class _Reader:
             return self.take(self.count())
         if tag in _SEQUENCES:
             return _SEQUENCES[tag]([self.value(depth + 1) for _ in range(self.count())])
+        if tag in _SETS:
+            return _SETS[tag](hashable([self.value(depth + 1) for _ in range(self.count())]))
         if tag == b"d":
             pairs = [(self.value(depth + 1), self.value(depth + 1)) for _ in range(self.count())]
+            hashable([key for key, _ in pairs])
             return dict(pairs)
         if tag == b"Y":
             return _BUILTINS[self.take(self.count()).decode("ascii")]
         if tag == b"R":
             return self.referent(_HANDLE.unpack(self.take(8))[0])
         raise ValueError(f"no value begins with {tag!r}")
+
+
+def hashable(keys: list[Any]) -> list[Any]:
+    """These, if a set of them is built in linear time; ValueError if they were chosen against it.
+
+    Python's integers have hashes that one can choose, and sets of equal ones take quadratic time.
+    """
+    if len(keys) - len(set(map(hash, keys))) > _COLLISIONS:
+        raise ValueError("keys whose hashes collide")
+    return keys
 
 
 def _no_referent(handle: int) -> object:
@@ -219,14 +230,13 @@ def read_frame(descriptor: int, most_bytes: int = MOST_BYTES) -> bytes:
     """
 
     def exactly(count: int) -> bytes:
-        parts = []
-        while count:
-            part = os.read(descriptor, min(count, 1 << 20))
+        found = bytearray()
+        while len(found) < count:
+            part = os.read(descriptor, min(count - len(found), 1 << 20))
             if not part:
                 raise EOFError("the pipe is closed")
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
+            found += part
+        return bytes(found)
 
     count = frame_length(exactly(4), most_bytes)
     return exactly(count)

@@ -12,7 +12,7 @@ from _collections_abc import ItemsView, Iterator, KeysView, ValuesView
 from itertools import islice
 
 from .peer import described
-from .plain import DEEPEST, NotPlain, encode, write_frame
+from .plain import DEEPEST, MOST_TOLD, NotPlain, encode, write_frame
 from .program import load, syntax
 
 TYPE_CHECKING = False
@@ -104,7 +104,7 @@ def main(job: dict[str, Any]) -> None:
     else:
         try:
             value = as_plain(last[0][0])
-            encode(value)
+            encode(value, most_bytes=MOST_TOLD)
         except BaseException as error:  # of the value's own methods
             printed, value, ended = False, None, ": ".join(filter(None, described(error)))
     write_frame(job["result"], encode([printed, value, ended]))

@@ -1,6 +1,6 @@
 """Prints a value that is larger than all that is read.
 
-Ends: failed: NotPlain: a value of more than 8388608 bytes
+Ends: failed: NotPlain: a value of more than 1048576 bytes
 """
 
-print("x" * (9 << 20))
+print("x" * (2 << 20))
