@@ -236,7 +236,16 @@ def log(level: str) -> None:
     logging.getLogger("paddlenlp_codegen_task").setLevel(number)
 
 
+class _Plain(logging.Formatter):
+    """One line, as errors are, with options as they are called on the command line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"paddlenlp-codegen: {checks.line(in_options(record.getMessage()), 600)}"
+
+
 def tell() -> None:
     """Write what takes long, and warnings, to standard error, and nothing of other packages."""
-    logging.basicConfig(format="paddlenlp-codegen: %(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("paddlenlp_codegen_task").setLevel(logging.INFO)

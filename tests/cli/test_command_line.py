@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(
     one.name or one.callback.__name__ for one in app.registered_commands if one.callback
 )
+# Which exports the built-in model into the home that tests share: commands then say nothing of it.
+pytestmark = pytest.mark.usefixtures("builtin")
 GREEDY = ["--decode-strategy=greedy_search", "--max-length=12"]
 ENDLESS = ["--ignore-eos", "--no-truncation", "--max-length=900"]
 
@@ -209,6 +211,13 @@ def test_of_an_export_there_is_one_line(engine: str, tmp_path: Path):
     assert done.returncode == 0
     [line] = done.stderr.splitlines()
     assert re.fullmatch("paddlenlp-codegen: exporting .*builtin to a static graph", line)
+
+
+def test_a_warning_is_one_line_and_names_options_as_here(home_path: Path):
+    done = run("complete", *of_builtin(home_path), *GREEDY, "--top-p=0.5", "x =")
+    assert done.returncode == 0
+    warning = "--top-p has no effect with --decode-strategy='greedy_search'"
+    assert done.stderr == f"paddlenlp-codegen: {warning}\n"
 
 
 def test_what_writes_behind_python_s_back_is_no_result():
