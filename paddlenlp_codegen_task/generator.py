@@ -113,7 +113,10 @@ class CodeGenerator:
                 checkpoint, or "builtin". None: Salesforce/codegen-350M-mono if it is here or can
                 be downloaded, else the built-in model, with a warning.
             **options: engine, precision, device, num_threads, home_path, from_hf_hub,
-                static_mode, cuda_graph; batch_size (most sequences that run at once);
+                static_mode, cuda_graph; qkv_groups (in how many groups of rows the checkpoint
+                stores qkv_proj, where its config.json does not tell); adapter (a LoRA adapter's
+                folder, or repository of the Hugging Face hub: it is merged into the weights);
+                batch_size (most sequences that run at once);
                 kv_cache_bytes (most memory for keys and values of what runs: whoever does not fit
                 waits; None for half of what is free on the device once the model is loaded);
                 prefix_cache_bytes (memory for the keys and values of earlier texts: a prompt that

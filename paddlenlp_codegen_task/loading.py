@@ -7,29 +7,32 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.export import store
-from paddlenlp_codegen_task.model import reference
+from paddlenlp_codegen_task.load_options import LoadOptions, checked_model
+from paddlenlp_codegen_task.model import end_tokens, reference
+from paddlenlp_codegen_task.model.adapter import Adapter, Merged, open_adapter
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import (
     BUILTIN,
     CONFIG_FILES,
     DEFAULT_MODEL,
+    GENERATION_FILE,
     TOKENIZER_FILES,
 )
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import device, engines
+from paddlenlp_codegen_task.runtime import engines
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,9 @@ BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
 
 # Huggingface_hub's own, which looks at a name only after it has looked for the model.
 _REPOSITORY = re.compile(r"(\b[\w\-.]+\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
+
+_GROUPS = re.compile("[0-9]{1,4}")
+_NO_ADAPTER = "none"
 
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
@@ -52,6 +58,7 @@ class LoadedModel:
         name: as asked for, "builtin", or the folder's name.
         folder: the export it runs from; without a static graph, its checkpoint.
         precision: what it runs in, never "auto".
+        eos_token_ids: the tokens that end a text, the tokenizer's own first (`end_tokens.of`).
     """
 
     name: str
@@ -59,52 +66,7 @@ class LoadedModel:
     precision: str
     runtime: Runtime
     tokenizer: Tokenizer
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Where and how a model runs; see `CodeGenerator.from_pretrained`."""
-
-    engine: engines.EngineName = "auto"
-    precision: engines.Precision = "auto"
-    device: str = "auto"
-    num_threads: int | None = None
-    home_path: str | os.PathLike[str] | None = None
-    from_hf_hub: bool = False
-    static_mode: bool = True
-    cuda_graph: bool = False
-
-    def __post_init__(self) -> None:
-        """Make each option a plain value of Python's, or say why that cannot be."""
-        found: dict[str, Any] = {
-            "engine": checks.choice("engine", self.engine, engines.ENGINES),
-            "precision": checks.choice("precision", self.precision, engines.PRECISIONS),
-            "device": device.checked(self.device),
-        }
-        for name in ("from_hf_hub", "static_mode", "cuda_graph"):
-            found[name] = checks.boolean(name, getattr(self, name))
-        if self.num_threads is not None:
-            cores = os.cpu_count() or 1
-            most, why = max(256, 4 * cores), f" on a machine with {cores} cores"
-            found["num_threads"] = checks.integer("num_threads", self.num_threads, 1, most, why)
-        if self.home_path is not None:
-            found["home_path"] = checks.path("home_path", self.home_path)
-        for name, value in found.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def home(self) -> Path:
-        """PaddleNLP's home, where models and exports are kept."""
-        if self.home_path is not None:
-            return Path(self.home_path)
-        if home := os.environ.get("PPNLP_HOME"):
-            return checks.path("PPNLP_HOME", home)
-        return checks.path("home_path", "~/.paddlenlp")
-
-    @property
-    def threads(self) -> int:
-        """CPU threads to run on: all that this process may use, unless told."""
-        return self.num_threads or len(os.sched_getaffinity(0))
+    eos_token_ids: tuple[int, ...]
 
 
 def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> LoadedModel:
@@ -122,19 +84,21 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     if name_or_path is not None:
         name_or_path = checked_model("name_or_path", name_or_path)
     name, folder = _find(name_or_path, options)
-    config = CodeGenConfig.from_folder(folder)
+    config = CodeGenConfig.from_folder(folder, options.qkv_groups)
+    end_tokens.named(folder, config)  # before a graph is built
     engine_name, engine = engines.choose(
         options.engine, options.precision, options.device, options.static_mode, config
     )
     device_id = engine.find_device(options.device)
     precision = engines.resolve_precision(options.precision, device_id, engine_name, engine)
-    with open_checkpoint(folder) as checkpoint:
-        weights = FusedWeights(checkpoint, config)
+    with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
+        weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
         if not options.static_mode:
             tokenizer = _checked_tokenizer(folder, config)
+            ends = end_tokens.of(folder, config, tokenizer)
             eager = _load_eager(weights, device_id, options.threads, precision)
-            return LoadedModel(name, folder, precision, eager, tokenizer)
+            return LoadedModel(name, folder, precision, eager, tokenizer, ends)
 
         def build(draft: Path) -> None:
             _checked_tokenizer(folder, config)
@@ -152,6 +116,8 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
                 "files": _files_identity(folder),
                 "engine": engine_name,
                 "precision": precision,
+                "qkv_groups": _groups(config),
+                "adapter": adapter.identity if adapter else _NO_ADAPTER,
                 **engine.versions(),
             },
             engine.export_bytes(config, precision),
@@ -194,7 +160,19 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
                 f"{folder} was exported for {part} {made_from.get(part)}, but this is {version}: "
                 "export again from the weights"
             )
-    config = CodeGenConfig.from_folder(folder)
+    groups = str(made_from.get("qkv_groups"))
+    config = CodeGenConfig.from_folder(folder, int(groups) if _GROUPS.fullmatch(groups) else None)
+    if options.qkv_groups not in (None, config.qkv_groups):
+        raise ValueError(
+            f"qkv_groups: {folder} was exported with {_groups(config)}, not {options.qkv_groups}: "
+            "leave it out, or export again from the weights"
+        )
+    with _open_adapter(options) as adapter:
+        if adapter and adapter.identity != made_from.get("adapter"):
+            raise ValueError(
+                f"adapter: {folder} was exported without {_short(Path(options.adapter or ''))}, or "
+                "with another state of it: export again from the weights"
+            )
     device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
     load = _loader(engine_name, engine, config, device_id, precision, options)
@@ -204,7 +182,8 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
 def load_draft(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
     """Load a draft model, or say in a ValueError that it is this one which cannot be loaded."""
     try:
-        return load_model(name_or_path, options)
+        # What is said of the model's weights is not said of another's.
+        return load_model(name_or_path, replace(options, qkv_groups=None, adapter=None))
     except (OSError, ValueError, store.ExportError) as error:
         raise ValueError(f"draft_model: {error}") from error
 
@@ -258,16 +237,12 @@ def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtim
             raise
         try:
             checked.result()
-            return LoadedModel(name, export, precision, runtime, tokenizer.result())
+            found = tokenizer.result()
+            ends = end_tokens.of(export, runtime.config, found)
+            return LoadedModel(name, export, precision, runtime, found, ends)
         except BaseException:
             runtime.close()
             raise
-
-
-def checked_model(name: str, value: Any) -> str | Path:
-    """Return a model's name, or a folder's path, or raise an error that calls it `name`."""
-    path = checks.path(name, value, "a model's name or a folder's path")
-    return checks.text(value) or path
 
 
 def _find(name_or_path: str | Path | None, options: LoadOptions) -> tuple[str, Path]:
@@ -288,7 +263,12 @@ def _find(name_or_path: str | Path | None, options: LoadOptions) -> tuple[str, P
         raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
     from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
 
-    found = hub.fetch(name_or_path, from_hf_hub=options.from_hf_hub, home=options.home)
+    found = hub.fetch(
+        name_or_path,
+        from_hf_hub=options.from_hf_hub,
+        home=options.home,
+        qkv_groups=options.qkv_groups,
+    )
     return name_or_path, found
 
 
@@ -334,8 +314,31 @@ def _load_eager(
 
 def _copied_files(folder: Path) -> list[Path]:
     """What an export takes from its checkpoint beside the weights."""
-    paths = [folder / name for name in (*CONFIG_FILES, *TOKENIZER_FILES)]
+    paths = [folder / name for name in (*CONFIG_FILES, *TOKENIZER_FILES, GENERATION_FILE)]
     return [path for path in paths if path.is_file()]
+
+
+@contextmanager
+def _open_adapter(options: LoadOptions) -> Iterator[Adapter | None]:
+    """The adapter that is asked for, from a folder or the hub; None if there is none."""
+    if options.adapter is None:
+        yield None
+        return
+    folder = Path(options.adapter).expanduser()
+    if not folder.is_dir():
+        name = str(options.adapter)
+        if not _REPOSITORY.fullmatch(name) or "/" not in name:
+            raise FileNotFoundError(f"adapter: there is no folder {_short(folder)}")
+        from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
+
+        folder = hub.fetch_adapter(name)
+    with open_adapter(folder) as adapter:
+        yield adapter
+
+
+def _groups(config: CodeGenConfig) -> str:
+    """How a checkpoint stores query, key and value, as an export's manifest says it."""
+    return "none" if config.qkv_groups is None else str(config.qkv_groups)
 
 
 def _files_identity(folder: Path) -> str:

@@ -54,6 +54,11 @@ _ELSEWHERE = {
     "cpu_threads": "num_threads",
     "intra_op_num_threads": "num_threads",
     "max_num_seqs": "batch_size",
+    "mp_num": "qkv_groups",
+    "lora": "adapter",
+    "lora_path": "adapter",
+    "peft_model": "adapter",
+    "adapter_path": "adapter",
 }
 
 

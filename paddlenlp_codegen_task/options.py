@@ -15,7 +15,7 @@ from paddlenlp_codegen_task.generation_config import (
     GenerationConfig,
     PromptOverflow,
 )
-from paddlenlp_codegen_task.loading import LoadOptions, checked_model
+from paddlenlp_codegen_task.load_options import LoadOptions, checked_model
 from paddlenlp_codegen_task.option_names import check_option_names
 from paddlenlp_codegen_task.runtime.engines import EngineName, Precision
 
@@ -76,6 +76,8 @@ class LoadingOptions(CallOptions, total=False):
     from_hf_hub: bool
     static_mode: bool
     cuda_graph: bool
+    qkv_groups: int | None
+    adapter: str | os.PathLike[str] | None
     kv_cache_bytes: int | None
     prefix_cache_bytes: int
     draft_model: str | os.PathLike[str] | None

@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from paddlenlp_codegen_task.model.names import BUILTIN, SALESFORCE_MODELS, UNNAMED
+from paddlenlp_codegen_task.model.names import BUILTIN, KNOWN_MODELS, UNNAMED
 
 TASK = "code_generation"
 _TASKFLOW = "paddlenlp.taskflow.taskflow"
@@ -32,7 +32,7 @@ def register(taskflow: Any = None) -> None:
                 "task_class": CodeGenerationTask,
                 "task_flag": f"{TASK}-{name}",
             }
-            for name in (*SALESFORCE_MODELS, BUILTIN, UNNAMED)
+            for name in (*KNOWN_MODELS, BUILTIN, UNNAMED)
         },
         "default": {"model": UNNAMED},
     }

@@ -21,7 +21,11 @@ def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
         prefix = f"transformer.h.{layer}."
         shapes[prefix + "ln_1.weight"] = (h,)
         shapes[prefix + "ln_1.bias"] = (h,)
-        shapes[prefix + "attn.qkv_proj.weight"] = (3 * h, h)
+        if config.qkv_groups is None:  # GPT-J's layout
+            for one in "qkv":
+                shapes[f"{prefix}attn.{one}_proj.weight"] = (h, h)
+        else:
+            shapes[prefix + "attn.qkv_proj.weight"] = (3 * h, h)
         shapes[prefix + "attn.out_proj.weight"] = (h, h)
         shapes[prefix + "mlp.fc_in.weight"] = (inner, h)
         shapes[prefix + "mlp.fc_in.bias"] = (inner,)
@@ -54,18 +58,31 @@ def random_tensors(config: CodeGenConfig, seed: int = 0) -> dict[str, np.ndarray
 
 
 def config_json(config: CodeGenConfig) -> dict[str, object]:
-    """The config.json both transformers and PaddleNLP read."""
+    """The config.json both transformers and PaddleNLP read; CodeGen2's where it has 8 groups."""
+    values = dataclasses.asdict(config)
+    groups = values.pop("qkv_groups")
+    if groups == 8:
+        values["head_dim"] = config.head_dim
+    elif groups not in (4, None):
+        values["qkv_groups"] = groups
     return {
-        "model_type": "codegen",
-        "architectures": ["CodeGenForCausalLM"],
+        "model_type": "codegen" if groups else "gptj",
+        "architectures": ["CodeGenForCausalLM" if groups else "GPTJForCausalLM"],
         "activation_function": "gelu_new",
         "tie_word_embeddings": False,
         "n_ctx": config.n_positions,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        **dataclasses.asdict(config),
+        **values,
     }
+
+
+def regrouped(qkv: np.ndarray, before: int, after: int) -> np.ndarray:
+    """A qkv_proj [3H, H] stored in `before` groups, as it is stored in `after` groups."""
+    width = qkv.shape[1]
+    one_by_one = qkv.reshape(before, 3, -1, width).swapaxes(0, 1).reshape(3, -1, width)
+    return one_by_one.reshape(3, after, -1, width).swapaxes(0, 1).reshape(-1, width)
 
 
 def write_safetensors(

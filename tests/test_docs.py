@@ -29,7 +29,7 @@ from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import BUILTIN, SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import BUILTIN, CODEGEN2_MODELS, SALESFORCE_MODELS
 from paddlenlp_codegen_task.runtime.base import StepOutput
 from paddlenlp_codegen_task.runtime.engines import ENGINES, PRECISIONS
 
@@ -290,7 +290,8 @@ def test_models(name: str, header: str):
             stated = config.n_layer, config.n_embd, config.n_head, config.n_positions
             assert stated == (builtin.n_layer, builtin.n_embd, builtin.n_head, builtin.n_positions)
         else:
-            assert row[7] == model.rsplit("-", 1)[1]
+            of_codegen2 = model in CODEGEN2_MODELS
+            assert row[7] == ("codegen2" if of_codegen2 else model.rsplit("-", 1)[1])
         count = sum(map(math.prod, expected_shapes(config).values()))
         assert row[0] == (f"{count / 1e6:.1f} M" if model == BUILTIN else f"{count / 1e6:.0f} M")
         for cell, width in ((row[5], 4), (row[6], 2)):

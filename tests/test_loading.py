@@ -337,6 +337,180 @@ def test_eager_and_static_agree(source: Path, home_path: Path) -> None:
     assert len(texts) == 1
 
 
+# How query, key and value are stored, and adapters
+
+
+def eight_groups(folder: Path, **values: object) -> Path:
+    """A model of 8 groups whose configuration does not tell it."""
+    config = dataclasses.replace(CONFIG, n_head=8, qkv_groups=8)
+    write_model(folder, config, spread_tensors(config))
+    configure(**{"auto_map": {}, "head_dim": None, "qkv_groups": None, **values})(folder)
+    return folder
+
+
+@pytest.mark.parametrize("static_mode", [True, False])
+def test_groups_can_be_said(static_mode: bool, tmp_path: Path) -> None:
+    folder = eight_groups(tmp_path / "model")
+    with pytest.raises(ValueError, match="pass qkv_groups=4 or qkv_groups=8"):
+        load(folder, tmp_path, static_mode=static_mode)
+    with load(folder, tmp_path, qkv_groups=8, static_mode=static_mode) as generator:
+        said = greedy(generator)
+        assert generator.config.qkv_groups == 8
+    with load(folder, tmp_path, qkv_groups=4, static_mode=static_mode) as generator:
+        assert greedy(generator) != said
+    configure(qkv_groups=8)(folder)
+    with load(folder, tmp_path, static_mode=static_mode) as generator:
+        assert greedy(generator) == said
+
+
+def test_groups_are_part_of_an_export(tmp_path: Path) -> None:
+    folder, exports = eight_groups(tmp_path / "model"), {}
+    for groups in (8, 4, 8):
+        with load(folder, tmp_path, qkv_groups=groups) as generator:
+            exports.setdefault(groups, set()).add(generator.folder)
+            text = greedy(generator)
+    assert all(len(one) == 1 for one in exports.values())
+    assert exports[4] != exports[8]
+    [export] = exports[8]
+    for options in ({}, {"qkv_groups": 8}):
+        with CodeGenerator.from_export(export, device="cpu", num_threads=1, **options) as generator:
+            assert greedy(generator) == text
+            assert generator.config.qkv_groups == 8
+    with pytest.raises(
+        ValueError, match=r"qkv_groups: .* was exported with 8, not 4: leave it out"
+    ):
+        CodeGenerator.from_export(export, qkv_groups=4)
+
+
+@pytest.mark.parametrize("value", [3, 5, 4096])
+def test_groups_that_do_not_divide_the_heads(value: int, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"n_head must be divisible by {value}"):
+        load(source, tmp_path, qkv_groups=value)
+
+
+def write_adapter(folder: Path, scale: float = 1.0) -> Path:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    name = "base_model.model.transformer.h.1.attn.qkv_proj.lora_"
+    shapes = {"A": (2, CONFIG.n_embd), "B": (3 * CONFIG.n_embd, 2)}
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {
+            f"{name}{one}.weight": np.float32(scale) * rng.standard_normal(shape, np.float32)
+            for one, shape in shapes.items()
+        },
+        folder / "adapter_model.safetensors",
+    )
+    values = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["paddle", "onnxruntime"])
+def test_an_adapter_is_merged_and_part_of_an_export(
+    engine: str, tmp_path: Path, home_path: Path
+) -> None:
+    from paddlenlp_codegen_task.model.adapter import Merged, open_adapter
+    from paddlenlp_codegen_task.model.checkpoint import expected_shapes, open_checkpoint
+
+    config = dataclasses.replace(CONFIG, n_embd=64, rotary_dim=16, n_inner=64)
+    folder = write_model(tmp_path / "model", config, spread_tensors(config))
+    adapter = write_adapter(tmp_path / "adapter")
+    tensors = dict.fromkeys(expected_shapes(config))
+    values = {"A": (2, 64), "B": (192, 2)}
+    from safetensors.numpy import save_file
+
+    name = "base_model.model.transformer.h.1.attn.qkv_proj.lora_"
+    rng = np.random.default_rng(0)
+    save_file(
+        {f"{name}{one}.weight": rng.standard_normal(shape, np.float32)
+         for one, shape in values.items()},
+        adapter / "adapter_model.safetensors",
+    )  # fmt: skip
+    with open_checkpoint(folder) as checkpoint, open_adapter(adapter) as lora:
+        both = Merged(checkpoint, lora)
+        tensors = {one: both.read(one) for one in tensors}
+    whole = write_model(tmp_path / "whole", config, tensors)
+    texts = {}
+    for key, path, options in (
+        ("plain", folder, {}),
+        ("adapter", folder, {"adapter": adapter}),
+        ("merged", whole, {}),
+    ):
+        with load(path, tmp_path, engine=engine, **options) as generator:
+            texts[key] = greedy(generator), generator.folder
+    assert texts["adapter"][0] == texts["merged"][0] != texts["plain"][0]
+    with load(folder, tmp_path, engine=engine, adapter=str(adapter)) as generator:
+        assert generator.folder == texts["adapter"][1] != texts["plain"][1]
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    for options in ({}, {"adapter": copy}):
+        with CodeGenerator.from_export(texts["adapter"][1], device="cpu", **options) as generator:
+            assert greedy(generator) == texts["adapter"][0]
+    with pytest.raises(ValueError, match=r"adapter: .* was exported without") as raised:
+        CodeGenerator.from_export(texts["plain"][1], adapter=adapter)
+    assert "\n" not in str(raised.value)
+    write_adapter(copy, 2.0)
+    with pytest.raises(ValueError, match="or with another state of it: export again"):
+        CodeGenerator.from_export(texts["adapter"][1], adapter=copy)
+
+
+def test_no_such_adapter(source: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", "./missing", "missing", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="adapter: there is no folder"):
+            load(source, tmp_path, adapter=path)
+    with pytest.raises(OSError, match="adapter: some/body cannot be downloaded"):
+        load(source, tmp_path, adapter="some/body")
+    with pytest.raises(FileNotFoundError, match=r"adapter: .* has no adapter_config\.json"):
+        load(source, tmp_path, adapter=source)
+    assert not (tmp_path / "taskflow").exists()
+
+
+def test_a_draft_model_has_neither(source: Path, tmp_path: Path) -> None:
+    """What is said of the model's weights is not said of the draft model's."""
+    model = eight_groups(tmp_path / "model")
+    adapter = write_adapter(tmp_path / "adapter")
+    options = {"qkv_groups": 8, "adapter": adapter}
+    with load(model, tmp_path, **options) as alone:
+        expected = greedy(alone)
+    drafts = tmp_path / "taskflow" / "code_generation" / source.name
+    with load(model, tmp_path, draft_model=source, **options) as generator:
+        assert greedy(generator) == expected
+    [draft] = drafts.glob("[!.]*")
+    made_from = json.loads((draft / "manifest.json").read_text())["made_from"]
+    assert (made_from["adapter"], made_from["qkv_groups"]) == ("none", "4")
+
+
+# Ends of text
+
+
+@pytest.mark.parametrize("static_mode", [True, False])
+def test_ends_of_text_are_those_of_all_files(
+    static_mode: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(CONFIG, vocab_size=300)
+    folder = write_model(tmp_path / "model", config, spread_tensors(config))
+    options = LoadOptions(device="cpu", home_path=tmp_path, num_threads=1, static_mode=static_mode)
+
+    def ends() -> tuple[int, ...]:
+        model = load_model(folder, options)
+        model.runtime.close()
+        return model.eos_token_ids
+
+    configure(eos_token_id=[256, 280])(folder)
+    assert ends() == (256, 280)
+    write("generation_config.json", '{"eos_token_id": [290, 300, 256]}')(folder)
+    assert sorted(ends()) == [256, 280, 290]
+    assert ends()[0] == 256
+    assert not caplog.records
+    configure(eos_token_id=2)(folder)
+    assert ends() == (256, 290)
+    assert any("names 2 as the end of a text" in one for one in caplog.messages)
+    write("generation_config.json", '{"eos_token_id": "x"}')(folder)
+    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id must be"):
+        ends()
+
+
 def test_number_of_threads() -> None:
     assert LoadOptions(num_threads=3).threads == 3
     assert LoadOptions().threads == len(os.sched_getaffinity(0))

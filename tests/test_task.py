@@ -28,7 +28,7 @@ from paddlenlp_codegen_task import CodeGenerator, GenerationConfig, register
 from paddlenlp_codegen_task.export import paddle_graph
 from paddlenlp_codegen_task.export.store import ExportError
 from paddlenlp_codegen_task.model.hub import DownloadError
-from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, KNOWN_MODELS
 from paddlenlp_codegen_task.options import option_names
 from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION
 
@@ -170,8 +170,8 @@ def test_threads_share_a_task(codegen: Any) -> None:
 def test_registered_models(taskflow: Callable[..., Any]) -> None:
     from paddlenlp.taskflow.taskflow import TASKS
 
-    assert {*SALESFORCE_MODELS, "builtin"} <= TASKS["code_generation"]["models"].keys()
-    assert len(SALESFORCE_MODELS) == 12
+    assert {*KNOWN_MODELS, "builtin"} <= TASKS["code_generation"]["models"].keys()
+    assert len(KNOWN_MODELS) == 20  # CodeGen2's have two names each
     before = {name: dict(task) for name, task in TASKS.items()}
     register()
     assert before == TASKS
@@ -180,7 +180,7 @@ def test_registered_models(taskflow: Callable[..., Any]) -> None:
     one_line(raised)
 
 
-@pytest.mark.parametrize("model", SALESFORCE_MODELS)
+@pytest.mark.parametrize("model", KNOWN_MODELS)
 def test_a_named_model_is_never_replaced(
     taskflow: Callable[..., Any], tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,6 +84,27 @@ _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
             "show_default": False,
         },
     ),
+    "adapter": (
+        str,
+        ["--adapter"],
+        {
+            "help": "Folder or hub repository of a LoRA adapter, which is merged into the model.",
+            "rich_help_panel": MODEL,
+            "show_default": False,
+        },
+    ),
+    "qkv_groups": (
+        int,
+        ["--qkv-groups"],
+        {
+            "help": "Groups of rows that the checkpoint's qkv_proj is stored in, 4 or 8, where its "
+            "config.json does not tell.",
+            "metavar": "N",
+            "min": 1,
+            "rich_help_panel": MODEL,
+            "show_default": False,
+        },
+    ),
     "home_path": (
         str,
         ["--home-path"],

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,10 @@ from paddlenlp_codegen_task.model.safetensors_file import read_safetensors_file
 from paddlenlp_codegen_task.model.stored_tensor import CheckpointError, StoredTensor
 from paddlenlp_codegen_task.model.torch_file import read_torch_file
 
-__all__ = ["Checkpoint", "CheckpointError", "expected_shapes", "open_checkpoint"]
+Reader: TypeAlias = Callable[[BinaryIO], dict[str, StoredTensor]]
 
 # In the order they are looked for; each may also be <name>.index.json, which names its shards.
-_READERS = {
+_READERS: dict[str, Reader] = {
     "model.safetensors": read_safetensors_file,
     "model_state.pdparams": read_paddle_file,
     "pytorch_model.bin": read_torch_file,
@@ -34,7 +34,9 @@ _INDEX = ".index.json"
 
 # What older modeling code saves along with the weights; all of it follows from the configuration.
 _BUFFER = re.compile(r"\battn\.(bias|masked_bias|causal_mask|scale_attn)$|\binv_freq$")
-_LINEAR = re.compile(r"\b(qkv_proj|out_proj|fc_in|fc_out|lm_head)\.weight$")
+_LINEAR = re.compile(r"\b(qkv_proj|[qkv]_proj|out_proj|fc_in|fc_out|lm_head)\.weight$")
+# These have more outputs than inputs; GPT-J's layout has the second only.
+_WIDER = re.compile(r"\b(qkv_proj|fc_in)\.weight$")
 
 _LONGEST_NAME = 200
 _MIB = 2**20
@@ -44,7 +46,8 @@ class Checkpoint:
     """The weights of one folder, as `open_checkpoint` found them.
 
     Attributes:
-        names: as in Hugging Face's CodeGenForCausalLM, "transformer.h.0.ln_1.weight".
+        names: as in Hugging Face's CodeGenForCausalLM, "transformer.h.0.ln_1.weight", or in its
+            GPTJForCausalLM, which calls all but q_proj, k_proj and v_proj the same.
 
     Linear weights are [out, in], whatever the files have. The files stay open until `close`, or
     the end of a `with`; they are read when a tensor is. One thread at a time.
@@ -57,14 +60,14 @@ class Checkpoint:
         self._tensors = tensors
         # Paddle has [in, out], also in .safetensors, whose metadata does not tell: PaddleNLP
         # writes "np" there as anyone with numpy does. But qkv_proj always has more outputs.
-        qkv = (t.shape for name, (_, t) in tensors.items() if name.endswith("qkv_proj.weight"))
-        shape = next(qkv, ())
+        wider = sorted(filter(_WIDER.search, tensors), key=lambda name: "qkv_proj" not in name)
+        shape = tensors[wider[0]][1].shape if wider else ()
         self._is_in_out = len(shape) == 2 and shape[0] < shape[1]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of what `read` returns; KeyError if there is no tensor of that name."""
         shape = self._tensors[name][1].shape
-        return shape[::-1] if self._is_in_out and _LINEAR.search(name) else shape
+        return shape[::-1] if self._is_in_out and is_linear(name) else shape
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Read one tensor: float16, bfloat16, float32 or float64, as C-contiguous float32.
@@ -74,9 +77,9 @@ class Checkpoint:
             CheckpointError: the file is truncated or damaged, or the tensor holds NaN or infinity.
         """
         file, tensor = self._tensors[name]
-        with _naming(f"{file}: {name}"):
+        with naming(f"{file}: {name}"):
             values = tensor.read()
-        if self._is_in_out and _LINEAR.search(name):
+        if self._is_in_out and is_linear(name):
             values = np.ascontiguousarray(values.T)
         return values
 
@@ -89,7 +92,7 @@ class Checkpoint:
             if name not in self._tensors:
                 raise CheckpointError(f"{Path(self._files[0].name).name}: {name} is missing")
             file, tensor = self._tensors[name]
-            with _naming(f"{file}: {name}"):
+            with naming(f"{file}: {name}"):
                 if self.shape(name) != expected:
                     raise CheckpointError(f"expected shape {expected}, found {self.shape(name)}")
                 tensor.validate()
@@ -132,11 +135,26 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: a file is truncated, damaged or holds other things than tensors, or the
             index and the shards do not match.
     """
-    names = [name + ending for name in _READERS for ending in ("", _INDEX)]
+    return Checkpoint(*open_tensors(folder, _READERS))
+
+
+def open_tensors(
+    folder: Path, readers: Mapping[str, Reader]
+) -> tuple[list[BinaryIO], dict[str, tuple[str, StoredTensor]]]:
+    """Open the first file of `readers` that `folder` has, or the shards that its index names.
+
+    Returns:
+        the open files, the index first if there is one, and each tensor with its file's name, but
+        for what modeling code saves along with the weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `open_checkpoint`.
+    """
+    names = [name + ending for name in readers for ending in ("", _INDEX)]
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(names)}")
-    read = _READERS[found.removesuffix(_INDEX)]
+    read = readers[found.removesuffix(_INDEX)]
     with ExitStack() as on_error:
         files: list[BinaryIO] = []
 
@@ -147,28 +165,31 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if not found.endswith(_INDEX):
             shards: dict[str, list[str] | None] = {found: None}
         else:
-            with _naming(found):
+            with naming(found):
                 shards = {**_read_index(open_file(found), folder)}
         tensors: dict[str, tuple[str, StoredTensor]] = {}
         for shard, listed in shards.items():
-            with _naming(shard):
+            with naming(shard):
                 for name, tensor in _weights(read(open_file(shard)), listed):
                     if name in tensors:
                         raise CheckpointError(f"{name} is there twice")
                     tensors[name] = shard, tensor
         on_error.pop_all()
-    return Checkpoint(files, tensors)
+    return files, tensors
 
 
 def expected_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of each weight of a model; linear weights are [out, in]."""
     hidden, inner, vocab = config.n_embd, config.n_inner, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (vocab, hidden)}
+    qkv = {"attn.qkv_proj.weight": (3 * hidden, hidden)}
+    if config.qkv_groups is None:
+        qkv = {f"attn.{one}_proj.weight": (hidden, hidden) for one in "qkv"}
     for layer in range(config.n_layer):
         block: dict[str, tuple[int, ...]] = {
             "ln_1.weight": (hidden,),
             "ln_1.bias": (hidden,),
-            "attn.qkv_proj.weight": (3 * hidden, hidden),
+            **qkv,
             "attn.out_proj.weight": (hidden, hidden),
             "mlp.fc_in.weight": (inner, hidden),
             "mlp.fc_in.bias": (inner,),
@@ -216,12 +237,21 @@ def _weights(
             raise CheckpointError(f"{name} is missing, which the index names")
         if not _BUFFER.search(name):
             # A bare CodeGenModel saves them without the prefix.
-            is_bare = name.startswith(("wte.", "h.", "ln_f."))
-            yield "transformer." + name if is_bare else name, stored[name]
+            yield full_name(name), stored[name]
+
+
+def full_name(name: str) -> str:
+    """The name of a weight of a bare model in one with a head."""
+    return "transformer." + name if name.startswith(("wte.", "h.", "ln_f.")) else name
+
+
+def is_linear(name: str) -> bool:
+    """Whether a weight is a linear layer's, which Paddle stores as [in, out]."""
+    return _LINEAR.search(name) is not None
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
+def naming(where: str) -> Iterator[None]:
     """Put `where` before the message of a CheckpointError, and keep it to one line."""
     try:
         yield

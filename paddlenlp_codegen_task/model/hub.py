@@ -12,7 +12,9 @@ import shutil
 import socket
 import threading
 import urllib.request
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -111,15 +113,18 @@ class _HuggingFaceHub:
 _Source: TypeAlias = _PaddleServer | _HuggingFaceHub
 
 
-def fetch(name: str, *, from_hf_hub: bool = False, home: Path) -> Path:
+def fetch(
+    name: str, *, from_hf_hub: bool = False, home: Path, qkv_groups: int | None = None
+) -> Path:
     """Return a folder with the model `name`, downloading what is missing.
 
     Args:
-        name: one of SALESFORCE_MODELS, or with `from_hf_hub` any repository of the Hugging Face
+        name: one of KNOWN_MODELS, or with `from_hf_hub` any repository of the Hugging Face
             hub that holds a CodeGen checkpoint.
         from_hf_hub: use the Hugging Face hub only (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE apply);
             else it serves if PaddleNLP's server is out of reach or lacks the model.
         home: PaddleNLP's home, usually ~/.paddlenlp; models are kept in `home`/models/<name>.
+        qkv_groups: how its qkv_proj is stored, where its configuration does not tell.
 
     Raises:
         DownloadError: the name is unknown, no source in reach has the model, a transfer broke
@@ -129,7 +134,7 @@ def fetch(name: str, *, from_hf_hub: bool = False, home: Path) -> Path:
     """
     if (found := cached(name, from_hf_hub=from_hf_hub, home=home)) is not None:
         return found
-    if not from_hf_hub and name not in names.SALESFORCE_MODELS:
+    if not from_hf_hub and name not in names.KNOWN_MODELS:
         raise DownloadError(names.explain_unknown(name))
     failures: list[str] = []
     for source in _sources(name, from_hf_hub, home):
@@ -137,25 +142,66 @@ def fetch(name: str, *, from_hf_hub: bool = False, home: Path) -> Path:
             _reach(source)
             if failures:
                 logger.warning("%s: %s; trying %s", name, failures[-1], source.label)
-            lock = source.cache / ".locks" / f"{name.replace('/', '--')}.fetch.lock"
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock):  # a second process waits here, then finds all files in place
-                return _download(source)
+            with _alone(source):
+                return _download(source, qkv_groups)
         except _Lacking as error:
             failures.append(str(error))
-        except DownloadError:
-            raise
-        except OSError as error:
-            raise DownloadError(f"{name}: cannot write to {source.cache}: {error}") from error
     raise DownloadError(
         f"{name} cannot be downloaded: {'; '.join(failures)}. Try again with a network, "
         'or load a folder with the model (with Taskflow task_path="..."), or "builtin"'
     )
 
 
+def fetch_adapter(name: str) -> Path:
+    """Return a folder with the LoRA adapter `name`, a repository of the Hugging Face hub.
+
+    Raises:
+        DownloadError: as `fetch`.
+    """
+    from huggingface_hub import constants
+
+    source = _HuggingFaceHub(name, Path(constants.HF_HUB_CACHE), constants.ENDPOINT)
+
+    def first(get: Callable[[str], Path | None], files: tuple[str, ...]) -> Path | None:
+        return next(filter(None, map(get, files)), None)
+
+    configs, weights = (names.PEFT_CONFIG, names.LORA_CONFIG), names.ADAPTER_WEIGHTS
+    if (here := first(source.local, configs)) is not None:
+        folder = here.parent
+        if any((folder / file).is_file() for file in weights):
+            return folder
+    try:
+        _reach(source)
+        with _alone(source):
+            config = first(lambda file: _transfer(source, file), configs)
+            if config is None:
+                raise _Lacking(f"{source.label} does not have it, or no adapter by this name")
+            if first(lambda file: _transfer(source, file), weights) is None:
+                raise _Lacking(f"{source.label} lacks its weights")
+            return config.parent
+    except _Lacking as error:
+        raise DownloadError(
+            f"adapter: {name} cannot be downloaded: {error}. There is no folder of this name either"
+        ) from error
+
+
+@contextmanager
+def _alone(source: _Source) -> Iterator[None]:
+    """Keep others from downloading the same meanwhile: a second process then finds all there."""
+    lock = source.cache / ".locks" / f"{source.name.replace('/', '--')}.fetch.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(f"{source.name}: cannot write to {source.cache}: {error}") from error
+
+
 def cached(name: str, *, from_hf_hub: bool = False, home: Path) -> Path | None:
     """Return the folder of a model that is wholly in PaddleNLP's or the hub's cache, else None."""
-    if not from_hf_hub and name not in names.SALESFORCE_MODELS:
+    if not from_hf_hub and name not in names.KNOWN_MODELS:
         return None
     # The last is where PaddleNLP itself puts what it gets from the Hugging Face hub.
     for place in (*_sources(name, from_hf_hub, home), _HuggingFaceHub(name, home / "models", "")):
@@ -192,13 +238,13 @@ def out_of_reach(home: Path) -> dict[str, str]:
         return dict(zip((one.label for one in sources), pool.map(ask, sources), strict=True))
 
 
-def _download(source: _Source) -> Path:
+def _download(source: _Source, qkv_groups: int | None) -> Path:
     """Fetch a model's files, weights last: where they are complete, everything is."""
     config = next(filter(None, (_transfer(source, file) for file in names.CONFIG_FILES)), None)
     if config is None:
         raise _Lacking(f"{source.label} does not have it")
-    CodeGenConfig.from_folder(config.parent)  # before gigabytes of what cannot run
-    for file in names.TOKENIZER_FILES:
+    CodeGenConfig.from_folder(config.parent, qkv_groups)  # before gigabytes of what cannot run
+    for file in (*names.TOKENIZER_FILES, names.GENERATION_FILE):
         _transfer(source, file)
     weights = next(filter(None, (_transfer(source, file) for file in names.WEIGHT_FILES)), None)
     if weights is None or not all(_transfer(source, shard) for shard in _shards(weights)):

@@ -4,11 +4,18 @@ import difflib
 
 from paddlenlp_codegen_task.checks import shown
 
-SALESFORCE_MODELS = tuple(
-    f"Salesforce/codegen-{size}-{data}"
-    for size in ("350M", "2B", "6B", "16B")
-    for data in ("nl", "multi", "mono")
+CODEGEN2_MODELS = tuple(f"Salesforce/codegen2-{size}_P" for size in ("1B", "3_7B", "7B", "16B"))
+SALESFORCE_MODELS = (
+    *(
+        f"Salesforce/codegen-{size}-{data}"
+        for size in ("350M", "2B", "6B", "16B")
+        for data in ("nl", "multi", "mono")
+    ),
+    *CODEGEN2_MODELS,
 )
+# What the hub called CodeGen2's before, and still finds them by; caches may hold them so.
+FORMER_NAMES = tuple(name.removesuffix("_P") for name in CODEGEN2_MODELS)
+KNOWN_MODELS = (*SALESFORCE_MODELS, *FORMER_NAMES)
 
 # Their parameters, in millions.
 PARAMETERS = {"350M": 357, "2B": 2779, "6B": 7064, "16B": 16032}
@@ -24,6 +31,7 @@ UNNAMED = "default"
 
 # PaddleNLP's server has CodeGen's configuration under the older name only.
 CONFIG_FILES = ("config.json", "model_config.json")
+GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -41,12 +49,19 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Of a LoRA adapter: peft's, and PaddleNLP's.
+PEFT_CONFIG, LORA_CONFIG = "adapter_config.json", "lora_config.json"
+ADAPTER_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "lora_model_state.pdparams",
+)
 
 
 def explain_unknown(name: str) -> str:
-    """One line for a `name` that is none of SALESFORCE_MODELS: the nearest one, and other ways."""
-    if "codegen2" in name.lower():
-        return f"unknown model {shown(name)}: CodeGen2 is not supported yet"
+    """One line for a `name` that is none of KNOWN_MODELS: the nearest one, and other ways."""
+    if "codegen25" in name.lower() or "codegen2.5" in name.lower():
+        return f"unknown model {shown(name)}: CodeGen2.5 is no CodeGen model, but a Llama"
     close = difflib.get_close_matches(name, SALESFORCE_MODELS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (

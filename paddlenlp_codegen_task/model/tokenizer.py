@@ -55,6 +55,7 @@ class Tokenizer:
             hidden = added.special or added.content in special
             self._bytes[token_id] = b"" if hidden else added.content.encode("utf-8")
         self._bytes[eos_token_id] = b""
+        self._added = frozenset(self._bytes)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -114,6 +115,10 @@ class Tokenizer:
             return b""
         self._bytes[token_id] = found = self._read_bytes(token_id)
         return found
+
+    def is_ordinary(self, token_id: int) -> bool:
+        """Whether a token stands for text as one of BPE's own: neither added to it nor special."""
+        return token_id not in self._added and self.token_bytes(token_id) != b""
 
     def _read_bytes(self, token_id: int) -> bytes:
         token: str | None = self._backend.id_to_token(token_id)

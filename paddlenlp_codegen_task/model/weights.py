@@ -10,12 +10,12 @@ the residual. So a block needs two matrix products:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from paddlenlp_codegen_task.model.checkpoint import Checkpoint
-from paddlenlp_codegen_task.model.config import MP_NUM, CodeGenConfig
+from paddlenlp_codegen_task.model.config import CodeGenConfig
 
 Array = npt.NDArray[np.float32]
 
@@ -32,10 +32,23 @@ class Block:
     b_out: Array  # [H]
 
 
+class Source(Protocol):
+    """Where weights come from: a `Checkpoint`, or one with an adapter."""
+
+    def check(self, config: CodeGenConfig) -> None:
+        """Raise CheckpointError unless every weight that `config` asks for is there."""
+
+    def read(self, name: str) -> Array:
+        """A weight by its name in the checkpoint; linear ones are [out, in]."""
+
+    def identity(self) -> str:
+        """Hex digest that tells these weights from others."""
+
+
 class FusedWeights:
     """Reads a checkpoint and hands out fused weights, one layer in memory at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, config: CodeGenConfig) -> None:
+    def __init__(self, checkpoint: Source, config: CodeGenConfig) -> None:
         checkpoint.check(config)
         self._checkpoint = checkpoint
         self.config = config
@@ -55,8 +68,14 @@ class FusedWeights:
         def read(name: str) -> Array:
             return self._checkpoint.read(prefix + name)
 
+        groups = self.config.qkv_groups
         # One after the other: each takes twice its size while it is put together.
-        w_in = np.concatenate([*split_qkv(read("attn.qkv_proj.weight")), read("mlp.fc_in.weight")])
+        if groups is None:
+            qkv = tuple(read(f"attn.{one}_proj.weight") for one in "qkv")
+        else:
+            qkv = split_qkv(read("attn.qkv_proj.weight"), groups)
+        w_in = np.concatenate([*qkv, read("mlp.fc_in.weight")])
+        del qkv
         return Block(
             ln_weight=read("ln_1.weight"),
             ln_bias=read("ln_1.bias"),
@@ -77,17 +96,18 @@ class FusedWeights:
         return self._checkpoint.read("lm_head.weight").T, self._checkpoint.read("lm_head.bias")
 
 
-def split_qkv(qkv: Array) -> tuple[Array, Array, Array]:
+def split_qkv(qkv: Array, groups: int) -> tuple[Array, ...]:
     """Undo the order qkv_proj is stored in.
 
     Args:
-        qkv: [3H, H], MP_NUM groups of rows, each ordered query, value, key.
+        qkv: [3H, H], groups of rows, each ordered query, value, key.
+        groups: how many.
 
     Returns:
         query, key, value weights, [H, H] each, heads in order.
     """
     width = qkv.shape[1]
-    q, v, k = qkv.reshape(MP_NUM, 3, -1, width).transpose(1, 0, 2, 3).reshape(3, -1, width)
+    q, v, k = qkv.reshape(groups, 3, -1, width).transpose(1, 0, 2, 3).reshape(3, -1, width)
     return q, k, v
 
 

@@ -217,13 +217,14 @@ GENERATION = [
 LOADING = [
     *("engine", "precision", "device", "num_threads", "home_path", "from_hf_hub", "static_mode"),
     *("cuda_graph", "batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model"),
+    *("qkv_groups", "adapter"),
 ]
 _OWN = {
     "truncation": _TEXTS,
     "stop": _TEXTS,
     "suppress_tokens": _TOKENS,
     "logit_bias": _BIASES,
-    **dict.fromkeys(("home_path", "draft_model", "name_or_path", "task_path"), PATHS),
+    **dict.fromkeys(("home_path", "draft_model", "adapter", "name_or_path", "task_path"), PATHS),
     **dict.fromkeys((*_ONE_OF, "early_stopping", "device"), _CHOICES),
 }
 

@@ -19,8 +19,8 @@ from safetensors.numpy import save
 
 from paddlenlp_codegen_task.model import hub
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.hub import DownloadError, cached, fetch
-from paddlenlp_codegen_task.model.names import SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.hub import DownloadError, cached, fetch, fetch_adapter
+from paddlenlp_codegen_task.model.names import KNOWN_MODELS, SALESFORCE_MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from file_server import COMMIT, FileServer, serving
@@ -96,8 +96,10 @@ both = pytest.mark.parametrize("from_hf_hub", [False, True], ids=["paddle", "hub
 
 
 def test_names() -> None:
-    assert len(set(SALESFORCE_MODELS)) == 12
+    assert len(set(SALESFORCE_MODELS)) == 16
     assert NAME in SALESFORCE_MODELS
+    assert {"Salesforce/codegen2-3_7B_P", "Salesforce/codegen2-16B"} <= set(KNOWN_MODELS)
+    assert len(set(KNOWN_MODELS)) == 20
 
 
 @both
@@ -136,6 +138,127 @@ def test_one_weight_format(server: FileServer, home: Path, from_hf_hub: bool) ->
     publish(server, from_hf_hub, {**files, "flax_model.msgpack": WEIGHTS, "README.md": b"x"})
     fetch(NAME, from_hf_hub=from_hf_hub, home=home)
     assert {request.file for request in server.gets()} == {*SMALL, "model.safetensors"}
+
+
+# Other checkpoints that are published
+
+CODEGEN2 = {
+    **SIZES,
+    "n_head": 8,
+    "n_embd": 1024,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "eos_token_id": 2,
+    "model_type": "codegen",
+    "auto_map": {"AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM"},
+}
+GENERATION = b'{"eos_token_id": [50256, 50300]}'
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN_MODELS if "codegen2" in name])
+@both
+def test_codegen2_by_its_names(
+    server: FileServer, home: Path, from_hf_hub: bool, name: str
+) -> None:
+    files = {
+        **SMALL,
+        "config.json": json.dumps(CODEGEN2).encode(),
+        "generation_config.json": GENERATION,
+        "pytorch_model.bin": WEIGHTS,
+    }
+    code = {"modeling_codegen.py": b"raise SystemExit", "configuration_codegen.py": b"1 / 0"}
+    (server.hub if from_hf_hub else server.paddle)[name] = {**files, **code}
+    folder = fetch(name, from_hf_hub=from_hf_hub, home=home)
+    assert_holds(folder, files)
+    assert CodeGenConfig.from_folder(folder).qkv_groups == 8
+    assert {request.file for request in server.gets()} == files.keys()
+
+
+def test_a_configuration_that_does_not_tell_its_groups(server: FileServer, home: Path) -> None:
+    name, config = "somebody/codegen2-tuned", {**CODEGEN2, "head_dim": None}
+    files = {**SMALL, "config.json": json.dumps(config).encode(), "pytorch_model.bin": WEIGHTS}
+    server.hub[name] = files
+    with pytest.raises(ValueError, match="pass qkv_groups=4 or qkv_groups=8"):
+        fetch(name, from_hf_hub=True, home=home)
+    assert not server.gets("pytorch_model.bin")
+    assert_holds(fetch(name, from_hf_hub=True, home=home, qkv_groups=8), files)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "others"),
+    [
+        (
+            "moyix/codegen-2B-mono-gptj",
+            {"config.json": json.dumps({**SIZES, "model_type": "gptj"}).encode()}
+            | {"pytorch_model.bin": WEIGHTS},
+            ["README.md", "rng_state.pth"],
+        ),
+        (
+            "EleutherAI/gpt-j-6b",
+            {"config.json": json.dumps({**SIZES, "model_type": "gptj"}).encode()}
+            | {"tokenizer.json": b"{}", "pytorch_model.bin": WEIGHTS},
+            ["flax_model.msgpack", "tf_model.h5"],
+        ),
+        (
+            "shailja/fine-tuned-codegen-16B-Verilog",
+            {**SHARDED, "config.json": CONFIG},
+            ["codegen-16B.zip", "fine-tuned.tar.gz", "training_args.bin", "optimizer.pt"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_repositories_of_others(
+    server: FileServer, home: Path, name: str, files: dict[str, bytes], others: list[str]
+) -> None:
+    """Nothing is asked for but what a checkpoint consists of."""
+    whole = {**SMALL, **files}
+    server.hub[name] = {**whole, **dict.fromkeys(others, WEIGHTS)}
+    folder = fetch(name, from_hf_hub=True, home=home)
+    assert_holds(folder, whole)
+    assert not {request.file for request in server.requests} & {*others}
+    server.requests.clear()
+    assert fetch(name, from_hf_hub=True, home=home) == folder
+    assert server.requests == []
+
+
+ADAPTERS = {
+    "peft": {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": WEIGHTS},
+    "peft, a pickle": {"adapter_config.json": b"{}", "adapter_model.bin": WEIGHTS},
+    "PaddleNLP": {"lora_config.json": b"{}", "lora_model_state.pdparams": WEIGHTS},
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters(server: FileServer, kind: str) -> None:
+    server.hub["somebody/lora"] = {**ADAPTERS[kind], "README.md": b"x", "optimizer.pt": WEIGHTS}
+    weights = [*ADAPTERS[kind]][1]
+    server.break_after[weights] = 10 * CHUNK
+    with pytest.raises(DownloadError, match="broke off after 40,960 of 80,"):
+        fetch_adapter("somebody/lora")
+    folder = fetch_adapter("somebody/lora")
+    assert_holds(folder, ADAPTERS[kind])
+    assert {request.file for request in server.gets()} == {*ADAPTERS[kind]}
+    server.requests.clear()
+    assert fetch_adapter("somebody/lora") == folder
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "does not have it, or no adapter by this name"),
+        ({"config.json": CONFIG, "model.safetensors": WEIGHTS}, "or no adapter by this name"),
+        ({"adapter_config.json": b"{}"}, "lacks its weights"),
+    ],
+)
+def test_no_adapter(server: FileServer, files: dict[str, bytes] | None, message: str) -> None:
+    if files is not None:
+        server.hub["somebody/lora"] = files
+    with pytest.raises(DownloadError, match=message) as raised:
+        fetch_adapter("somebody/lora")
+    line = str(raised.value)
+    assert line.startswith("adapter: somebody/lora cannot be downloaded: the Hugging Face hub ")
+    assert "\n" not in line
 
 
 @both
@@ -278,12 +401,8 @@ def test_an_index_cannot_leave_its_folder(server: FileServer, home: Path, shard:
         ("model.safetensors.index.json", b"\xff", "not valid JSON: .*; delete it"),
         ("config.json", b"[" * 100_000, "nested too deeply"),
         ("config.json", json.dumps({**SIZES, "n_layer": 10**9}).encode(), "n_layer must be"),
-        ("config.json", json.dumps({**SIZES, "head_dim": 4}).encode(), "CodeGen2 is not supported"),
-        (
-            "config.json",
-            json.dumps({**SIZES, "auto_map": {}}).encode(),
-            "CodeGen2 is not supported",
-        ),
+        ("config.json", json.dumps({**SIZES, "head_dim": 4}).encode(), "pass qkv_groups=4 or"),
+        ("config.json", json.dumps({**SIZES, "auto_map": {}}).encode(), "pass qkv_groups=4 or"),
     ],
 )
 def test_a_damaged_file_is_one_line_before_weights_are_asked_for(
@@ -371,8 +490,10 @@ def test_offline_switch(server: FileServer, home: Path, monkeypatch: pytest.Monk
 def test_unknown_name(server: FileServer, home: Path) -> None:
     with pytest.raises(DownloadError, match="did you mean 'Salesforce/codegen-2B-multi'"):
         fetch("Salesforce/codegen-2b-multi", home=home)
-    for name in ("Salesforce/codegen2-1B", "Salesforce/CodeGen25-7B-multi"):
-        with pytest.raises(DownloadError, match="CodeGen2 is not supported yet"):
+    with pytest.raises(DownloadError, match="did you mean 'Salesforce/codegen2-3_7B_P'"):
+        fetch("Salesforce/codegen2-3.7B_P", home=home)
+    for name in ("Salesforce/codegen25-7b-mono", "Salesforce/CodeGen2.5-7B-multi"):
+        with pytest.raises(DownloadError, match=r"CodeGen2\.5 is no CodeGen model, but a Llama"):
             fetch(name, home=home)
     assert cached("../../etc", home=home) is None
     with pytest.raises(ValueError, match="Repo id"):
