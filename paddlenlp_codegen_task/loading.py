@@ -52,6 +52,7 @@ class LoadedModel:
         name: as asked for, "builtin", or the folder's name.
         folder: the export it runs from; without a static graph, its checkpoint.
         precision: what it runs in, never "auto".
+        eos_token_ids: tokens that end a text, the tokenizer's first.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LoadedModel:
     precision: str
     runtime: Runtime
     tokenizer: Tokenizer
+    eos_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
         if not options.static_mode:
             tokenizer = _checked_tokenizer(folder, config)
             eager = _load_eager(weights, device_id, options.threads, precision)
-            return LoadedModel(name, folder, precision, eager, tokenizer)
+            return LoadedModel(name, folder, precision, eager, tokenizer, (tokenizer.eos_token_id,))
 
         def build(draft: Path) -> None:
             _checked_tokenizer(folder, config)
@@ -258,7 +260,8 @@ def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtim
             raise
         try:
             checked.result()
-            return LoadedModel(name, export, precision, runtime, tokenizer.result())
+            read = tokenizer.result()
+            return LoadedModel(name, export, precision, runtime, read, (read.eos_token_id,))
         except BaseException:
             runtime.close()
             raise
