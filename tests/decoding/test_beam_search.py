@@ -26,8 +26,10 @@ from paddlenlp_codegen_task.decoding.beam_search import (
     _in_place,
     processed,
 )
+from paddlenlp_codegen_task.decoding.healing import Healing
 from paddlenlp_codegen_task.decoding.request import Context
 from paddlenlp_codegen_task.generation_config import EarlyStopping, GenerationConfig
+from paddlenlp_codegen_task.model.spelling import Spelling
 
 VOCAB = 24
 EOS = 5
@@ -76,6 +78,7 @@ class Case:
     suppress_tokens: tuple[int, ...] = ()
     eos: tuple[int, ...] = (EOS,)
     stop: tuple[int, ...] = ()  # for transformers they are ends of text, too
+    healing: Healing | None = None
 
     def contexts(self, slots: Rows[Rows[int]]) -> list[Context]:
         """What the next tokens of slots, which hold the prompt and more, are chosen by."""
@@ -88,7 +91,11 @@ class Case:
             stop_token_ids=self.stop,
         )
         new = len(self.prompt)
-        return [context(config, VOCAB, self.eos, self.prompt, slot[new:]) for slot in slots]
+        found = [context(config, VOCAB, self.eos, self.prompt, slot[new:]) for slot in slots]
+        if self.healing is None:
+            return found
+        allowed = [self.healing.allowed(slot[new:]) for slot in slots]
+        return [one._replace(allowed=ids) for one, ids in zip(found, allowed, strict=True)]
 
     def search(self) -> BeamSearch:
         return BeamSearch(
@@ -120,7 +127,17 @@ class Case:
             use_cache=False,
             return_dict_in_generate=True,
             output_scores=True,
+            prefix_allowed_tokens_fn=None if self.healing is None else self.allowed_by_trial,
         )
+
+    def allowed_by_trial(self, _: int, ids: torch.Tensor) -> list[int]:
+        """The tokens that may follow, found without an index."""
+        assert self.healing is not None
+        text, spelled = self.healing.text, "".join(LETTERS[n] for n in ids[len(self.prompt) :])
+        rest = text.decode()[len(spelled) :]
+        if not rest:
+            return list(range(VOCAB))
+        return [n for n, one in enumerate(LETTERS) if one and one.startswith(rest[: len(one)])]
 
     def run(
         self,
@@ -138,11 +155,13 @@ class Case:
         while not search.done:
             with torch.no_grad():
                 last = model(torch.tensor(slots)).logits[:, -1]
-            scores = processed(last.numpy(), self.contexts(slots))
+            contexts = self.contexts(slots)
+            scores = processed(last.numpy(), contexts)
             assert scores.dtype == np.float32
             log_probs = last.double().log_softmax(-1)
             note = (lambda row, token: float(log_probs[row, token])) if noted else None  # noqa: B023
-            parents, tokens = search.step(scores, note)
+            spelling = [n for n, one in enumerate(contexts) if one.allowed is not None]
+            parents, tokens = search.step(scores, note, spelling)
             slots = copied(slots, parents, rng.permutation(len(parents)))
             for slot, token in zip(slots, tokens, strict=True):
                 slot.append(token)
@@ -245,6 +264,41 @@ def test_several_ends_equal_transformers(num_beams: int):
             check(replayed, theirs, case, 0)
             reasons.update(one.finish_reason for one in run.hypotheses)
     assert min(reasons["eos"], reasons["stop"]) >= 3
+
+
+# Texts of tokens, each a beginning of another: whatever was taken back has many spellings.
+LETTERS = [*"abcdef", "", *("a" * n for n in range(2, 9)), "ab", "abc", "abcd", "ba", "bab", "aab"]
+LETTERS += ["aba", "abb", "abab", "cab"]
+assert len(LETTERS) == VOCAB
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize("text", ["a", "ab", "aaa"])
+def test_healing_equals_transformers_with_those_tokens_allowed(num_beams: int, text: str):
+    token_bytes = [one.encode() for one in LETTERS]
+    spelling = Spelling(token_bytes)
+    rng = np.random.default_rng(num_beams)
+    ways = set()
+    for seed in range(12):
+        model = random_model(seed)
+        case = Case(
+            prompt=rng.integers(VOCAB, size=3).tolist(),
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            length_penalty=1.0,
+            early_stopping=False,
+            min_length=3 * (seed % 2),
+            eos=(6,),  # the token without a text
+            healing=Healing(1, text.encode(), spelling, token_bytes.__getitem__),
+        )
+        theirs, search = case.theirs(model), case.search()
+        assert case.run(search, model, rng) == len(theirs.scores)
+        check(search, theirs, case, 1e-5)
+        for one in search.hypotheses:
+            whole = "".join(LETTERS[token] for token in one.token_ids)
+            assert whole.startswith(text)
+            ways.add(LETTERS[one.token_ids[0]])
+    assert len(ways) > 1
 
 
 @st.composite

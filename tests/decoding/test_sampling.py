@@ -38,15 +38,18 @@ def processed(
     prompt_ids: Sequence[int],
     new: Sequence[int],
     eos: tuple[int, ...] = (EOS,),
+    allowed: Sequence[int] | None = None,
 ) -> np.ndarray:
     """All logits after min_length, ignore_eos, penalties and biases, as documented.
 
     In float32, as logits are: what is equal, or not, is what top_k and the order are about.
     """
     values = logits.astype(np.float32)
-    if len(new) < config.min_length:
+    if allowed is not None:  # nothing else is held back then
+        values[np.setdiff1d(np.arange(len(values)), allowed)] = -np.inf
+    elif len(new) < config.min_length:
         values[list(config.stop_token_ids)] = -np.inf
-    if config.ignore_eos or len(new) < config.min_length:
+    if allowed is None and (config.ignore_eos or len(new) < config.min_length):
         values[list(eos)] = -np.inf
     by = np.float32(config.repetition_penalty)
     for token in {*prompt_ids, *new}:
@@ -216,8 +219,10 @@ def check(
     candidates: int,
     ties_order: int,
     eos: tuple[int, ...],
+    row_allowed: Sequence[list[int] | None] | None = None,
 ) -> None:
     """Assert that every row of a step gets the reference's token, from any number of candidates."""
+    row_allowed = row_allowed or [None] * len(logits)
     vocab = logits.shape[1]
     # Greedy rows draw nothing: see `sampling.context`.
     draws = [
@@ -225,19 +230,26 @@ def check(
         for config, draw in zip(row_configs, draws, strict=True)
     ]
     contexts = [
-        context(config, vocab, eos, prompt_ids, new, draw)
-        for config, (prompt_ids, new), draw in zip(row_configs, row_histories, draws, strict=True)
+        context(config, vocab, eos, prompt_ids, new, draw)._replace(
+            allowed=None if allowed is None else np.array(allowed)
+        )
+        for config, (prompt_ids, new), draw, allowed in zip(
+            row_configs, row_histories, draws, row_allowed, strict=True
+        )
     ]
     values = [
-        processed(config, one, *history, eos)
-        for config, one, history in zip(row_configs, logits, row_histories, strict=True)
+        processed(config, one, *history, eos, allowed)
+        for config, one, history, allowed in zip(
+            row_configs, logits, row_histories, row_allowed, strict=True
+        )
     ]
     output = step_output(logits, candidates, ties_order)
     found = tokens(choose(output, contexts))
     for config, one, draw, token in zip(row_configs, values, draws, found, strict=True):
         assert token in acceptable(config, one, draw)
     every = [
-        surely_fetches(config, output, at, values[at]) for at, config in enumerate(row_configs)
+        row_allowed[at] is not None or surely_fetches(config, output, at, values[at])
+        for at, config in enumerate(row_configs)
     ]
     assert output.logits.fetched in (0, 1)
     if True in every:
@@ -271,6 +283,25 @@ def small_steps(draw: st.DrawFn) -> tuple[Any, ...]:
 @given(small_steps())
 def test_every_row_gets_the_token_of_its_own_options(arguments: tuple[Any, ...]):
     check(*arguments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_steps(), st.data())
+def test_of_some_tokens_a_row_gets_the_one_that_its_options_would_choose_among_them(
+    arguments: tuple[Any, ...], data: st.DataObject
+):
+    logits, row_configs = arguments[:2]
+    some = st.sets(st.integers(0, logits.shape[1] - 1))
+    allowed = [
+        data.draw(st.one_of(st.none(), some.map(lambda ids: sorted({*ids, 2}))))
+        for _ in row_configs
+    ]
+    # As a prompt's end is spelled: suppressed tokens are not among those that may come.
+    allowed = [
+        one and [token for token in one if token not in config.suppress_tokens]
+        for one, config in zip(allowed, row_configs, strict=True)
+    ]
+    check(*arguments, allowed)
 
 
 def large_rows(kind: str, rows: int, seed: int) -> np.ndarray:
@@ -364,7 +395,9 @@ def test_rows_that_need_no_fetch_hold_against_any_hidden_logits(
     steep = logits.copy()  # as few as can have this mass, as high as they may be
     count = int(mass / np.exp(floor))
     steep[hidden] = -50
-    steep[rng.permutation(np.flatnonzero(hidden))[:count]] = floor
+    some = rng.permutation(np.flatnonzero(hidden))
+    steep[some[:count]] = floor
+    steep[some[count : count + 1]] = np.log(max(mass - count * np.exp(floor), 1e-20))
     others = [logits, flat, steep]
     if top_p == 1:  # then the sum of the hidden ones does not matter either
         highest = logits.copy()
