@@ -10,6 +10,9 @@ SALESFORCE_MODELS = tuple(
     for data in ("nl", "multi", "mono")
 )
 
+# Their parameters, in millions.
+PARAMETERS = {"350M": 357, "2B": 2779, "6B": 7064, "16B": 16032}
+
 # The one that ships with the package.
 BUILTIN = "builtin"
 
