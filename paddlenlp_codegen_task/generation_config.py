@@ -47,7 +47,8 @@ class GenerationConfig:
 
     Attributes:
         max_length: most new tokens of a completion; 0 is possible with `prompt_logprobs` only.
-        min_length: new tokens before the end-of-text token may come. Truncation is not held back.
+        min_length: new tokens before an end-of-text token, or one of stop_token_ids, may come.
+            Truncation is not held back.
         decode_strategy: "sampling", "greedy_search" or "beam_search". Beam search is that of
             transformers. Without sampling, temperature, top_k, top_p and min_p have no effect, as a
             warning says; other options that have none with a strategy are refused.
@@ -84,7 +85,13 @@ class GenerationConfig:
             trailing blanks; or the name of a preset, such as "python". None keeps all text.
         stop: string, or list of them: the completion ends before the first occurrence of any;
             None for none.
-        ignore_eos: never choose the end-of-text token.
+        token_healing: take back the prompt's last token, or the blanks that it ends with, and have
+            the first new tokens spell those characters again, with whatever follows them: a prompt
+            may then end within a word. The text begins after the prompt all the same; max_length,
+            min_length and logprobs count those tokens, and truncation sees none of it.
+        stop_token_ids: ids of tokens that end the completion, which is without the token. Like the
+            end of text they do not come before min_length, but ignore_eos leaves them be.
+        ignore_eos: never choose an end-of-text token.
         prompt_lookup: when one sequence runs alone, guess its next tokens from repetitions in the
             prompt and the completion, and verify them in one step. None: in fp32, where it changes
             the speed only. In lower precisions a step of several tokens rounds so differently from
@@ -117,6 +124,8 @@ class GenerationConfig:
     seed: int | None = None
     truncation: str | Sequence[str] | None = DEFAULT_TRUNCATION
     stop: str | Sequence[str] | None = ()
+    token_healing: bool = False
+    stop_token_ids: Iterable[int] | None = ()
     ignore_eos: bool = False
     prompt_lookup: bool | None = None
     prompt_overflow: PromptOverflow = "error"
@@ -143,7 +152,9 @@ class GenerationConfig:
         self._number("repetition_penalty", "above 0", lambda x: x > 0)
         self._number("presence_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
         self._number("frequency_penalty", "in [-2, 2]", lambda x: -2 <= x <= 2)
-        self._keep(logit_bias=_biases(self.logit_bias), suppress_tokens=_ids(self.suppress_tokens))
+        self._keep(logit_bias=_biases(self.logit_bias))
+        for name in ("suppress_tokens", "stop_token_ids"):
+            self._keep(**{name: _ids(name, getattr(self, name))})
         self._integer("num_beams", 1)
         self._number("length_penalty", "in [-10, 10]", lambda x: -10 <= x <= 10)
         self._keep(early_stopping=_early_stopping(self.early_stopping))
@@ -152,6 +163,7 @@ class GenerationConfig:
         self._integer("logprobs", 0, optional=True)
         self._boolean("output_scores")
         self._integer("seed", 0, _LARGEST_SEED, optional=True)
+        self._boolean("token_healing")
         self._boolean("ignore_eos")
         self._boolean("prompt_lookup", optional=True)
         self._keep(
@@ -176,6 +188,11 @@ class GenerationConfig:
                     f"best_of ({self.best_of}) must not be below num_return_sequences "
                     f"({self.num_return_sequences})"
                 )
+        if self.token_healing and self.prompt_logprobs is not None:
+            raise ValueError(
+                "token_healing does not go with prompt_logprobs: the one takes back of the prompt "
+                "what the other scores"
+            )
         for name in _without_effect(self.decode_strategy):
             value = getattr(self, name)
             if value in (_DEFAULTS[name], _IDLE.get(name, _DEFAULTS[name])):
@@ -281,18 +298,15 @@ def _biases(value: Any) -> dict[int, float] | None:
     }
 
 
-def _ids(value: Any) -> tuple[int, ...]:
+def _ids(name: str, value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     ids = checks.iterator(value)
     if ids is None:
-        raise TypeError(f"suppress_tokens must be a list of token ids, got {checks.shown(value)}")
-    found = [
-        checks.integer("suppress_tokens: a token id", one, 0)
-        for one in islice(ids, _MOST_TOKENS + 1)
-    ]
+        raise TypeError(f"{name} must be a list of token ids, got {checks.shown(value)}")
+    found = [checks.integer(f"{name}: a token id", one, 0) for one in islice(ids, _MOST_TOKENS + 1)]
     if len(found) > _MOST_TOKENS:
-        raise ValueError(f"suppress_tokens may list {_MOST_TOKENS} tokens, and lists more")
+        raise ValueError(f"{name} may list {_MOST_TOKENS} tokens, and lists more")
     return tuple(found)
 
 

@@ -32,6 +32,7 @@ _ELSEWHERE = {
     "stop_strings": "stop",
     "stop_words": "stop",
     "truncate_before_pattern": "truncation",
+    "eos_token_id": "stop_token_ids",
     "bad_words": "suppress_tokens",
     "bad_words_ids": "suppress_tokens",
     "top_logprobs": "logprobs",

@@ -48,6 +48,8 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     truncation: str | Sequence[str] | None
     stop: str | Sequence[str] | None
+    token_healing: bool
+    stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     prompt_lookup: bool | None
     prompt_overflow: PromptOverflow
@@ -88,7 +90,6 @@ _ELSEWHERE = "is an option of loading: pass it to from_pretrained"
 _HINTS = {
     **{name: f"{name} {_ELSEWHERE}" for name in LoadingOptions.__annotations__},
     "stream": "call CodeGenerator.stream",
-    "stop_token_ids": "pass the strings that they stand for as stop",
 }
 _LOADING_HINTS = {
     "model": "the model is the first argument of from_pretrained",

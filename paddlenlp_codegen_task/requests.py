@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.decoding.beam_search import most_beams
+from paddlenlp_codegen_task.decoding.healing import Healing, taken_back
 from paddlenlp_codegen_task.decoding.request import (
     Batch,
     Beams,
@@ -29,10 +33,12 @@ class Completion:
 
     Attributes:
         text: what follows the prompt, truncated.
-        token_ids: the tokens generated, those that truncation cut off included.
-        finish_reason: "stop" (truncation or stop matched), "eos" (end of text) or "length"
-            (max_length).
-        prompt_tokens: how many tokens the prompt has, as far as it was used.
+        token_ids: the tokens generated, those that truncation cut off included, and with
+            `token_healing` those that spell the prompt's end; not one that ended it.
+        finish_reason: "stop" (truncation or stop matched, or one of stop_token_ids came), "eos"
+            (end of text) or "length" (max_length).
+        prompt_tokens: how many tokens the prompt has, as far as it was used, and without those that
+            `token_healing` has taken back.
         logprobs: for each of token_ids, with the option `logprobs`: token to log-probability, of
             the token itself (first) and of the likeliest.
         prompt_logprobs: with the option `prompt_logprobs`, the same for each of the prompt's
@@ -75,6 +81,7 @@ class Call:
         batch_size: int,
         drafters: Callable[[], list[Drafter]],
         streamed: bool = False,
+        further_ends: Sequence[int] = (),
     ) -> None:
         """Check options against a model.
 
@@ -84,6 +91,7 @@ class Call:
             batch_size: most rows of the call that run at once.
             drafters: makes what guesses a row's tokens.
             streamed: whether text is wanted as soon as it is settled.
+            further_ends: tokens that end a text, beside the model's own.
 
         Raises:
             ValueError: an option is not possible with this model.
@@ -94,16 +102,20 @@ class Call:
         self._context, self._vocab_size = sizes.n_positions, sizes.vocab_size
         self._drafters = drafters
         self._streamed = streamed
-        self._parameters = Parameters.of(config, model.tokenizer.eos_token_id, self._vocab_size)
+        eos_token_ids = tuple(dict.fromkeys((*model.eos_token_ids, *further_ends)))
+        self._parameters = Parameters.of(config, eos_token_ids, self._vocab_size)
         self._beams: Beams | None = None
         self.samples = config.best_of or config.num_return_sequences
         if not config.max_length:  # nothing to rank or to search for
             self.samples = config.num_return_sequences
         elif config.decode_strategy == "beam_search":
-            if 2 * config.num_beams > self._parameters.choices(self._vocab_size):
+            ends = self._parameters.ends
+            most = most_beams(self._parameters.choices(self._vocab_size), ends)
+            if config.num_beams > most:
+                share = "half" if len(ends) < 2 else f"1/{len(ends) + 1}"
                 raise ValueError(
-                    "num_beams must be at most half of the vocabulary, without suppressed tokens, "
-                    f"got {config.num_beams}"
+                    f"num_beams must be at most {share} of the vocabulary, without suppressed "
+                    f"tokens, got {config.num_beams}"
                 )
             if config.num_beams > 1:  # of one, it is greedy search
                 self.samples = config.num_beams
@@ -149,6 +161,11 @@ class Call:
         return self._request(self._model.tokenizer.decode(token_ids), token_ids, number)
 
     def _request(self, text: str, prompt_ids: list[int], number: int) -> Request:
+        healing = self._healing(prompt_ids) if self.config.token_healing else None
+        healed = 0
+        if healing is not None:
+            healed, prompt_ids = len(healing.text), prompt_ids[: -healing.count]
+        # Rules see the prompt as it was given: a match does not begin in what is spelled again.
         scanner = self._truncator.scanner(text)  # which reads the prompt once, for all samples
         request = Request(
             prompt_ids,
@@ -156,18 +173,30 @@ class Call:
             self.config.max_length,
             self.samples,
             self.batch,
-            lambda: StopChecker(self._model.tokenizer, scanner.copy()),
+            lambda: StopChecker(self._model.tokenizer, scanner.copy(), healed),
             self._drafters,
             self._vocab_size,
             self._beams,
             self.config.seed,
             self._streamed,
+            healing,
         )
         self._check_memory(request, number)
         if self.config.prompt_logprobs is not None:
             tokens = len(prompt_ids)
             check_prompt_report(self.config.prompt_logprobs, tokens, self._vocab_size)
         return request
+
+    def _healing(self, prompt_ids: Sequence[int]) -> Healing | None:
+        """What is taken back of a prompt; None for nothing."""
+        tokenizer, bias = self._model.tokenizer, self._parameters.bias
+        count = taken_back(prompt_ids, tokenizer.token_bytes)
+        if not count:
+            return None
+        text = b"".join(map(tokenizer.token_bytes, prompt_ids[-count:]))
+        suppressed = None if bias is None else np.isneginf(bias)
+        found = Healing(count, text, tokenizer.spelling, tokenizer.token_bytes, suppressed)
+        return found if found.possible else None
 
     def completions(self, request: Request, rows: list[Row]) -> list[Completion]:
         """The completions of a request, from all its rows in their order."""

@@ -33,12 +33,17 @@ class NoText:
 GREEDY = GenerationConfig(decode_strategy="greedy_search", repetition_penalty=1.0)
 
 
+def ends_of(eos_token_id: int | tuple[int, ...]) -> tuple[int, ...]:
+    """One end-of-text token, or several."""
+    return (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
+
+
 def request(
     vocab_size: int,
     prompt_ids: list[int],
     config: GenerationConfig = GREEDY,
     *,
-    eos_token_id: int = -1,
+    eos_token_id: int | tuple[int, ...] = (),
     max_length: int = 10**6,
     samples: int = 1,
     batch: Batch | None = None,
@@ -48,7 +53,7 @@ def request(
     """A request whose text is never decided."""
     return Request(
         prompt_ids,
-        Parameters.of(config, eos_token_id, vocab_size),
+        Parameters.of(config, ends_of(eos_token_id), vocab_size),
         max_length,
         samples,
         batch or Batch(10**6),
@@ -66,7 +71,7 @@ def row(
     prompt_ids: list[int],
     token_ids: Iterable[int] = (),
     config: GenerationConfig = GREEDY,
-    eos_token_id: int = -1,
+    eos_token_id: int | tuple[int, ...] = (),
 ) -> Row:
     """A row that has generated `token_ids`."""
     made = new_row(request(vocab_size, prompt_ids, config, eos_token_id=eos_token_id), 0, 0)
@@ -81,7 +86,7 @@ def row(
 def context(
     config: GenerationConfig,
     vocab_size: int,
-    eos_token_id: int,
+    eos_token_id: int | tuple[int, ...],
     prompt_ids: Iterable[int],
     token_ids: Iterable[int] = (),
     draw: float = 0.0,
@@ -121,7 +126,7 @@ def tokens(choice: Choice) -> list[int]:
 def distribution(
     config: GenerationConfig,
     logits: np.ndarray,
-    eos_token_id: int,
+    eos_token_id: int | tuple[int, ...],
     prompt_ids: list[int],
     token_ids: Iterable[int] = (),
     *,

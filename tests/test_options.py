@@ -224,6 +224,33 @@ def test_scores_without_penalties_are_the_mean_log_probability(builtin: CodeGene
     assert plain.text == completion.text
 
 
+@pytest.mark.parametrize("strategy", ["greedy_search", "sampling", "beam_search"])
+def test_stop_token_ids(builtin: CodeGenerator, strategy: str):
+    """What comes before the token, as it came; the token is neither in the text nor counted."""
+    options: dict[str, Any] = {
+        "decode_strategy": strategy,
+        "max_length": 24,
+        "truncation": None,
+        "seed": 3 if strategy == "sampling" else None,
+    }
+    if strategy == "beam_search":
+        options["num_beams"] = 1
+    [[plain]] = builtin.generate(PROMPT, **options)
+    stop = plain.token_ids[5]
+    at = plain.token_ids.index(stop)
+    # As NumPy's array too, and a set; with ignore_eos, which is of the end of text alone.
+    for ids in ([stop], np.array([stop]), {stop}, [stop, builtin.tokenizer.eos_token_id]):
+        for more in ({}, {"ignore_eos": True}):
+            [[found]] = builtin.generate(PROMPT, stop_token_ids=ids, **options, **more)
+            assert found.token_ids == plain.token_ids[:at]
+            assert found.finish_reason == "stop"
+            assert found.text == builtin.tokenizer.decode(found.token_ids)
+    [[later]] = builtin.generate(PROMPT, stop_token_ids=[stop], min_length=at + 3, **options)
+    assert len(later.token_ids) >= at + 3
+    assert stop not in later.token_ids
+    assert builtin.generate(PROMPT, stop_token_ids=None, **options) == [[plain]]
+
+
 def test_ignore_eos(builtin: CodeGenerator):
     options = {**OPTIONS, "max_length": 200, "num_return_sequences": 4}
     [found] = builtin.generate(PROMPT, **options)
@@ -274,6 +301,15 @@ def test_beams_beside_other_calls(builtin: CodeGenerator):
         ({"logit_bias": {"x": 1}}, "logit_bias: a token id must be an integer"),
         ({"suppress_tokens": [9000]}, "suppress_tokens: the vocabulary has 8192 tokens"),
         ({"suppress_tokens": range(8192)}, "suppress_tokens: leaves no token to choose"),
+        ({"stop_token_ids": [9000]}, "stop_token_ids: the vocabulary has 8192 tokens, there is no"),
+        (
+            {"stop_token_ids": range(8192), "min_length": 1},
+            "stop_token_ids: with min_length they leave no token to choose",
+        ),
+        (
+            {"stop_token_ids": range(1, 8192), "min_length": 1, "suppress_tokens": [0]},
+            "suppress_tokens: leaves no token to choose",
+        ),
         ({"min_p": 1.0}, r"min_p must be in \[0, 1\)"),
         ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"early_stopping": "sometimes"}, "early_stopping must be True, False or 'never'"),
@@ -281,6 +317,10 @@ def test_beams_beside_other_calls(builtin: CodeGenerator):
         ({"stop": [""]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"decode_strategy": "beam_search", "num_beams": 5000}, "at most half of the vocabulary"),
+        (
+            {"decode_strategy": "beam_search", "stop_token_ids": range(1, 3000)},  # and an end
+            "num_beams must be at most 1/3001 of the vocabulary, without suppressed tokens, got 4",
+        ),
         (
             {"decode_strategy": "beam_search", "suppress_tokens": range(7, 8192)},  # seven for four
             "num_beams must be at most half of the vocabulary, without suppressed tokens, got 4",
@@ -466,6 +506,10 @@ def test_numpy_s_scalars_are_values_like_any_other():
         ({"max_length": np.timedelta64(5, "s")}, "max_length must be an integer"),
         ({"suppress_tokens": range(10**9)}, "suppress_tokens may list 262144 tokens, and lists m"),
         ({"suppress_tokens": itertools.count()}, "suppress_tokens may list 262144 tokens"),
+        ({"stop_token_ids": itertools.count()}, "stop_token_ids may list 262144 tokens"),
+        ({"stop_token_ids": 3}, "stop_token_ids must be a list of token ids, got 3"),
+        ({"stop_token_ids": [1.0]}, "stop_token_ids: a token id must be an integer, got 1.0"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids: a token id must be at least 0, got -1"),
         ({"stop": "\ud800"}, r"stop: '\\ud800' holds a lone surrogate, not valid Unicode"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
@@ -650,6 +694,7 @@ def test_what_a_session_s_turn_has_no_place_for(builtin: CodeGenerator, name: st
         ("truncate_before_pattern", "use truncation"),
         ("do_sample", "use decode_strategy"),
         ("bad_words_ids", "use suppress_tokens"),
+        ("eos_token_id", "use stop_token_ids"),
         ("random_seed", "use seed"),
         ("max_lenght", r"did you mean 'max_length'\?"),
     ],

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--max-waiting", type=int, default=256)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)  # a line a request, as the command has it
-    settings = Settings(max_waiting=options.max_waiting)
+    settings = Settings(max_waiting=options.max_waiting, token_healing=False)
     listener = listen("127.0.0.1", 0)
     with CodeGenerator.from_pretrained(
         options.folder / "checkpoint",

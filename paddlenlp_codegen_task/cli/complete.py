@@ -40,7 +40,7 @@ class Prompt:
         return f"prompt {self.id}" if isinstance(self.id, int) else checks.line(self.id, 200)
 
 
-@with_options(loading=True, generation=True)
+@with_options(loading=True, generation=True, shown={"token_healing": "yes"})
 def complete(
     prompt: Annotated[
         list[str] | None,
@@ -75,7 +75,9 @@ def complete(
     with told():
         tell()
         output()  # before anything that takes long
-        config = GenerationConfig(**generation)
+        # What is typed ends anywhere; but who scores a prompt means it as it is.
+        healing = generation.get("prompt_logprobs") is None
+        config = GenerationConfig(**{"token_healing": healing, **generation})
         one_text = config.num_return_sequences == 1 and (config.best_of or 1) == 1
         prompts = _prompts(prompt or [], file or [])
         texts = [one.text for one in prompts]

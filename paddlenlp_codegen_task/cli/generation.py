@@ -42,7 +42,7 @@ def parameters(shown: Mapping[str, str]) -> list[inspect.Parameter]:
         )
         if kind is bool or _is_turned_off(name, hint):
             # Not as typer's own "--x/--no-x": those take a column of their own from the help.
-            hidden = _DEFAULTS[name] is False
+            hidden = _DEFAULTS[name] is False and name not in shown
             text = (
                 f"Not {option(name)}." if kind is bool else f"As if there were no {option(name)}."
             )

@@ -140,6 +140,15 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = None,
+    no_token_healing: Annotated[
+        bool,
+        typer.Option(
+            "--no-token-healing",
+            help="Complete prompts as they are, also where they end within a word, where a request "
+            "does not say.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = False,
     max_body_bytes: Annotated[
         int,
         typer.Option(
@@ -190,6 +199,7 @@ def serve(
                 max_n=max_n,
                 cors_origins=tuple(cors_origin or ()),
                 truncation=truncation,
+                token_healing=not no_token_healing,
             )
             listener = run.listen(host, port)
             public = run.is_public(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from paddlenlp_codegen_task.decoding import sampling
@@ -18,7 +19,7 @@ def search(request: Request) -> BeamSearch:
         num_return_sequences=request.beams.num_return_sequences,
         length_penalty=request.beams.length_penalty,
         early_stopping=request.beams.early_stopping,
-        eos_token_id=request.parameters.eos_token_id,
+        ends=request.parameters.ends,
         max_length=request.max_length,
     )
 
@@ -33,13 +34,15 @@ def choose(
         `BeamSearch.step`.
     """
     used = beams if beams[0].token_ids else beams[:1]  # at first all are alike
-    scores = processed(output.logits()[: len(used)], [sampling.context(row) for row in used])
+    contexts = [sampling.context(row) for row in used]
+    scores = processed(output.logits()[: len(used)], contexts)
+    spelling = [n for n, one in enumerate(contexts) if one.allowed is not None]
     count = beams[0].request.parameters.logprobs
 
     def note(parent: int, token_id: int) -> sampling.Note:
         return sampling.log_probs(output, parent, token_id, count or 0)
 
-    return found.step(scores, None if count is None else note)
+    return found.step(scores, None if count is None else note, spelling)
 
 
 def finish(found: BeamSearch, beams: Sequence[Row]) -> list[Row]:
@@ -48,16 +51,19 @@ def finish(found: BeamSearch, beams: Sequence[Row]) -> list[Row]:
     Truncation does not change a search: it cuts the texts that come out of it.
 
     Returns:
-        Those rows; the others have ended with nothing.
+        As many rows as are wanted; one that there is no hypothesis for has no tokens. The others
+        have ended with nothing.
     """
     for row in beams:
         row.finish_reason = "length"
-    done = list(zip(beams, found.hypotheses, strict=False))
-    for row, hypothesis in done:
+        row.token_ids, row.scores = [], [-math.inf]
+    for row, hypothesis in zip(beams, found.hypotheses, strict=False):
         row.token_ids, row.scores = list(hypothesis.token_ids), [hypothesis.score]
         row.log_probs = [one.log_probs for one in hypothesis.notes]
         row.finish_reason = hypothesis.finish_reason
         for token_id in hypothesis.token_ids:
             if row.stops.feed(token_id):
                 row.finish_reason = "stop"
-    return [row for row, _ in done]
+    wanted = beams[0].request.beams
+    assert wanted is not None
+    return list(beams[: wanted.num_return_sequences])

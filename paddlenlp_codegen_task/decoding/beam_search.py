@@ -6,7 +6,7 @@ slots, hands the scores of every step to `BeamSearch.step`, and copies slots as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from paddlenlp_codegen_task.decoding.request import Context, FinishReason
+from paddlenlp_codegen_task.decoding.vocabulary import only
 from paddlenlp_codegen_task.generation_config import EarlyStopping
 from paddlenlp_codegen_task.runtime.base import Floats
 
@@ -26,11 +27,11 @@ class Hypothesis:
     """A finished beam.
 
     Attributes:
-        token_ids: the new tokens, without the end-of-text token.
-        score: the sum of its tokens' scores, the end-of-text token's included, divided by
-            (how many tokens that are) ** length_penalty.
-        finish_reason: "eos" or "length".
-        notes: of each token, the end-of-text token's included, if `step` was given any.
+        token_ids: the new tokens, without one that ended it.
+        score: the sum of its tokens' scores, one that ended it included, divided by (how many
+            tokens that are) ** length_penalty.
+        finish_reason: what the token that ended it says; "length" without one.
+        notes: of each token, one that ended it included, if `step` was given any.
     """
 
     token_ids: tuple[int, ...]
@@ -53,26 +54,26 @@ class BeamSearch:
         num_return_sequences: int,
         length_penalty: float,
         early_stopping: EarlyStopping,
-        eos_token_id: int,
+        ends: Mapping[int, FinishReason],
         max_length: int,
     ) -> None:
         """Start with the prompt alone.
 
         Args:
-            num_beams: beams to run, and hypotheses to keep; at most half of the vocabulary.
+            num_beams: beams to run, and hypotheses to keep; see `most_beams`.
             num_return_sequences: hypotheses to return, at most num_beams.
             length_penalty: above 0 favours long hypotheses, below 0 short ones.
             early_stopping: with num_beams hypotheses, True ends the search; False ends it if the
                 best beam, finished as it is, would not be among them; "never" only if it would not
                 be at the length that suits it best either.
-            eos_token_id: the end-of-text token.
-            max_length: most new tokens, the end-of-text token included.
+            ends: tokens that end a beam, and the reason that each gives.
+            max_length: most new tokens, one that ends it included.
         """
         self._num_beams = num_beams
         self._num_return_sequences = num_return_sequences
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
-        self._eos_token_id = eos_token_id
+        self._ends = ends
         self._max_length = max_length
         self._length = 0
         self._beams: list[tuple[int, ...]] = [()]
@@ -82,7 +83,10 @@ class BeamSearch:
         self.done = False
 
     def step(
-        self, scores: Floats, note: Callable[[int, int], Any] | None = None
+        self,
+        scores: Floats,
+        note: Callable[[int, int], Any] | None = None,
+        spelling: Collection[int] = (),
     ) -> tuple[list[int], list[int]]:
         """Give every beam its next token.
 
@@ -90,6 +94,7 @@ class BeamSearch:
             scores: [rows, vocab_size], the `processed` scores of the token after each beam; one
                 row, the prompt's, at the first step, then num_beams.
             note: what to keep of a token that a row goes on with, for the hypotheses.
+            spelling: rows that no token ends, as they spell what was taken back of the prompt.
 
         Returns:
             parents [num_beams] and tokens [num_beams]: the new beam i is the old beam parents[i]
@@ -98,22 +103,25 @@ class BeamSearch:
             after max_length tokens.
         """
         with np.errstate(all="ignore"):  # penalties and biases may be as large as float32 allows
-            return self._step(scores, note)
+            return self._step(scores, note, spelling)
 
     def _step(
-        self, scores: Floats, note: Callable[[int, int], Any] | None
+        self, scores: Floats, note: Callable[[int, int], Any] | None, spelling: Collection[int]
     ) -> tuple[list[int], list[int]]:
         self._length += 1
         totals = (self._scores[:, None] + scores).reshape(-1)
         running = []
-        # At most num_beams of these end, one for each beam, so that num_beams are left to go on.
-        for rank, index in enumerate(_largest(totals, 2 * self._num_beams)):
+        # Of each beam no more end than there are such tokens, so that num_beams are left to go on.
+        for rank, index in enumerate(_largest(totals, _candidates(self._num_beams, self._ends))):
             parent, token = divmod(index, scores.shape[1])
-            if token != self._eos_token_id and self._length < self._max_length:
+            ends = token in self._ends and parent not in spelling
+            if not ends and self._length < self._max_length:
+                # With few tokens allowed, some may have to be beams that are none: -inf is theirs.
                 running.append((parent, token, totals[index]))
-            elif rank < self._num_beams:  # an end further down is neither kept nor continued
+            elif rank < self._num_beams and totals[index] > -np.inf:
+                # An end further down is neither kept nor continued.
                 noted = (*self._notes[parent], note(parent, token)) if note else ()
-                self._finish(parent, token, totals[index], noted)
+                self._finish(parent, token, totals[index], noted, ends)
         running = running[: self._num_beams]
         running = [running[row] for row in _in_place([parent for parent, _, _ in running])]
         if note:
@@ -125,14 +133,19 @@ class BeamSearch:
 
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        """The num_return_sequences best, best first; fewer may be there until `done`."""
+        """The num_return_sequences best, best first; fewer may be there until `done`.
+
+        Fewer are there then, too, if max_length tokens spell the prompt's end in no more ways.
+        """
         return self._finished[: self._num_return_sequences]
 
-    def _finish(self, parent: int, token: int, total: np.float32, notes: tuple[Any, ...]) -> None:
+    def _finish(
+        self, parent: int, token: int, total: np.float32, notes: tuple[Any, ...], ends: bool
+    ) -> None:
         """Keep a beam that ends with `token`, if it is among the best: `_update_finished_beams`."""
         score = float(self._penalized(total, self._length))
-        if token == self._eos_token_id:
-            hypothesis = Hypothesis(self._beams[parent], score, "eos", notes)
+        if ends:
+            hypothesis = Hypothesis(self._beams[parent], score, self._ends[token], notes)
         else:
             hypothesis = Hypothesis((*self._beams[parent], token), score, "length", notes)
         self._finished.append(hypothesis)
@@ -151,6 +164,16 @@ class BeamSearch:
 
     def _penalized(self, total: np.float32, length: int) -> np.float32:
         return total / np.float32(length**self._length_penalty)
+
+
+def most_beams(choices: int, ends: Mapping[int, FinishReason]) -> int:
+    """How many beams there may be at most, if so many tokens may be chosen."""
+    return choices // _candidates(1, ends)
+
+
+def _candidates(num_beams: int, ends: Mapping[int, FinishReason]) -> int:
+    """How many of the best next tokens are looked at: transformers' `beams_to_keep`."""
+    return max(2, 1 + len(ends)) * num_beams
 
 
 def processed(logits: Floats, contexts: Rows[Context]) -> Floats:
@@ -189,8 +212,10 @@ def _penalize(scores: Floats, context: Context) -> None:
         np.clip(scores, -_MOST, _MOST, out=scores)
     if parameters.bias is not None:
         scores[parameters.bias == -np.inf] = -np.inf
-    if context.length < parameters.eos_from:
-        scores[parameters.eos_token_id] = -np.inf
+    if context.allowed is None:
+        parameters.hold_back(scores, context.length)
+    else:
+        only(scores, context.allowed)
 
 
 def _largest(values: Floats, count: int) -> list[int]:

@@ -71,7 +71,7 @@ def context(row: Row) -> Context:
     """That of a row's next token; takes a draw if one is needed."""
     parameters = row.request.parameters
     draw = 0.0 if parameters.greedy else row.draws.next()
-    return Context(parameters, row.seen, row.counts, len(row.token_ids), draw)
+    return Context(parameters, row.seen, row.counts, len(row.token_ids), draw, row.allowed())
 
 
 def contexts_after(row: Row, draft: Sequence[int]) -> list[Context]:
@@ -86,7 +86,8 @@ def contexts_after(row: Row, draft: Sequence[int]) -> list[Context]:
             if counts is not None:
                 counts = counts.copy()
                 counts[draft[n - 1]] += 1
-        found.append(Context(parameters, seen, counts, len(row.token_ids) + n, draw))
+        allowed = row.allowed(draft[:n])
+        found.append(Context(parameters, seen, counts, len(row.token_ids) + n, draw, allowed))
     return found
 
 
@@ -105,12 +106,14 @@ class _Table:
         self.presence_penalty = of["presence_penalty"][:, None]
         self.frequency_penalty = of["frequency_penalty"][:, None]
         self.eos_from = of["eos_from"]
-        self.eos = np.array([[one.eos_token_id] for one in parameters])
+        # Nearly always the only token that is held back; where there are more, all are looked up.
+        self.eos = np.array([[*one.eos_token_ids, -1][:1] for one in parameters])
+        self.held = [n for n, one in enumerate(parameters) if one.held_from is not None]
         self.has_top_p, self.has_min_p = bool((self.top_p < 1).any()), bool(self.min_p.any())
         self.has_repetition = bool((self.repetition_penalty != 1).any())
         self.counted = [n for n, one in enumerate(parameters) if one.counts]
         self.biased = [n for n, one in enumerate(parameters) if one.bias is not None]
-        self.has_eos = bool((self.eos_from > 0).any())
+        self.has_eos = bool((self.eos_from > 0).any()) or bool(self.held)
         self.reports = any(one.logprobs is not None or one.scores for one in parameters)
         # Whether something may raise, or lower, the logit of a token that is no candidate.
         self.raised = of["repetition_penalty"] < 1
@@ -120,6 +123,7 @@ class _Table:
         self.lowered = (of["repetition_penalty"] != 1) | (of["eos_from"] > 0)
         self.lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
         self.lowered |= [one.bias is not None for one in parameters]
+        self.lowered |= [one.held_from is not None for one in parameters]
 
 
 @lru_cache(maxsize=64)
@@ -135,8 +139,10 @@ def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
         table = _table(tuple([one.parameters for one in contexts]))
         chosen: list[int | None] = [None] * len(contexts)
         left = _choose_among(output, contexts, table, _widths(output, table), chosen)
+        # Those that may have some tokens only, of which no candidate need be one.
+        some = [row for row, one in enumerate(contexts) if one.allowed is not None]
         whole: Floats | None = None
-        for row in left:
+        for row in left if not some else {*left, *some}:
             whole = output.logits() if whole is None else whole
             chosen[row] = vocabulary.choose(whole[row], contexts[row])
         broken = np.isnan(output.logsumexp)
@@ -196,6 +202,12 @@ def _processed(output: StepOutput, contexts: Sequence[Context], table: _Table) -
         short = table.eos_from > [one.length for one in contexts]
         if short.any():
             logits = np.where(short[:, None] & (ids == table.eos), np.float32(-np.inf), logits)
+        if table.held:
+            logits = logits.copy() if logits is output.candidates else logits
+            for row in table.held:
+                held_from = contexts[row].parameters.held_from
+                assert held_from is not None
+                logits[row, held_from[ids[row]] > contexts[row].length] = -np.inf
     if table.has_repetition:
         penalty = table.repetition_penalty
         seen = np.array([one.seen.take(row) for one, row in zip(contexts, ids, strict=True)])

@@ -399,8 +399,9 @@ def _take(row: Row, token_id: int) -> None:
 
 def _append(row: Row, token_id: int) -> None:
     """Give a row its next token, and finish it if that decides its text."""
-    if token_id == row.request.parameters.eos_token_id:
-        row.finish_reason = "eos"
+    reason = row.request.parameters.ends.get(token_id)
+    if reason is not None and row.allowed() is None:  # else it spells the prompt's end
+        row.finish_reason, row.end_token_id = reason, token_id
         return
     _take(row, token_id)
     if row.stops.feed(token_id):

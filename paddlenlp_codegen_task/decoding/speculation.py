@@ -108,7 +108,7 @@ class DraftModel:
             if token_id is None:
                 raise FloatingPointError(NOT_NUMBERS)
             drafted.append(token_id)
-            if len(drafted) == limit or token_id == row.request.parameters.eos_token_id:
+            if len(drafted) == limit or token_id in row.request.parameters.ends:
                 break
             output = decode(self._runtime, [token_id])
         self._held = [*tokens, *drafted[:-1]]

@@ -22,24 +22,34 @@ class StopChecker:
     known never to be.
     """
 
-    def __init__(self, tokenizer: TokenBytes, scanner: Scanner) -> None:
-        """Follow what `scanner` is fed, which has read the prompt; it is the checker's own."""
+    def __init__(self, tokenizer: TokenBytes, scanner: Scanner, healed: int = 0) -> None:
+        """Follow what `scanner` is fed, which has read the prompt; it is the checker's own.
+
+        Args:
+            tokenizer: says what tokens stand for.
+            scanner: decides the text.
+            healed: how many bytes of the tokens are the prompt's own, taken back and spelled again.
+        """
         self._token_bytes = tokenizer.token_bytes
         self._scanner = scanner
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decision: str | None = None
+        self._healed = healed
 
     def feed(self, token_id: int) -> bool:
         """Append a generated token; return whether no further token can change `text`."""
         if self._decision is None:
-            delta = self._decoder.decode(self._token_bytes(token_id))
+            new = self._token_bytes(token_id)
+            if self._healed:
+                self._healed, new = max(self._healed - len(new), 0), new[self._healed :]
+            delta = self._decoder.decode(new)
             if delta:
                 self._decision = self._scanner.feed(delta)
         return self._decision is not None
 
     @property
     def text(self) -> str:
-        """The truncated text of all tokens fed: `truncate(decode(token_ids))`."""
+        """The truncated text of all tokens fed, without the prompt's own end."""
         if self._decision is not None:
             return self._decision
         held_back, _ = self._decoder.getstate()

@@ -52,8 +52,10 @@ def processed(logits: Floats, context: Context) -> Floats:
     parameters, given = context.parameters, logits
     logits = _room.floats("logits", len(given))
     np.copyto(logits, given)
-    if context.length < parameters.eos_from and parameters.eos_token_id >= 0:
-        logits[parameters.eos_token_id] = -np.inf
+    if context.allowed is None:
+        parameters.hold_back(logits, context.length)
+    else:
+        only(logits, context.allowed)
     if parameters.repetition_penalty != 1:
         ids, penalty = np.flatnonzero(context.seen), np.float32(parameters.repetition_penalty)
         some = logits[ids]
@@ -67,10 +69,31 @@ def processed(logits: Floats, context: Context) -> Floats:
     return logits
 
 
+def only(values: Floats, ids: Ids) -> None:
+    """Have no tokens come but these: -inf is put into the `values` [vocab_size] of all others."""
+    kept = values[ids]
+    values.fill(-np.inf)
+    values[ids] = kept
+
+
 def choose(logits: Floats, context: Context) -> int:
     """Choose a token by all logits of its row, [vocab_size]."""
-    parameters = context.parameters
     logits = processed(logits, context)
+    every = context.parameters.top_k == len(logits)
+    if context.allowed is None:
+        return _choose(logits, context, every)
+    return int(context.allowed[_choose(logits[context.allowed], context, every)])
+
+
+def _choose(logits: Floats, context: Context, every: bool) -> int:
+    """Choose by the processed logits of some tokens, in order; return which of them.
+
+    Args:
+        logits: [N], not all -inf.
+        context: what the token is chosen by.
+        every: whether top_k leaves all tokens of the vocabulary.
+    """
+    parameters = context.parameters
     largest, count = logits.max(), len(logits)
     weights = np.subtract(logits, largest, out=_room.floats("weights", count))
     if parameters.temperature >= 1e-30:
@@ -78,10 +101,10 @@ def choose(logits: Floats, context: Context) -> int:
         np.exp(weights, out=weights)
     else:  # float32 has no such number; whatever is below the largest weighs nothing
         np.equal(weights, 0, out=weights, casting="unsafe")
-    if parameters.top_k == count and parameters.top_p == 1 and parameters.min_p == 0:
+    if every and parameters.top_p == 1 and parameters.min_p == 0:
         return _draw(weights, context.draw)
     mass = parameters.top_p * float(weights.sum()) if parameters.top_p < 1 else np.inf
-    if parameters.top_k == count and parameters.min_p == 0:
+    if every and parameters.min_p == 0:
         return _nucleus_draw(logits, weights, mass, context.draw, parameters.temperature)
     keep = weights >= np.float32(parameters.min_p)
     if parameters.top_k < count:

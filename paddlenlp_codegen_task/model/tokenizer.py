@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tokenizers
 
 from paddlenlp_codegen_task.checks import shown
 from paddlenlp_codegen_task.files import read_json
+from paddlenlp_codegen_task.model.spelling import Spelling
 
 END_OF_TEXT = "<|endoftext|>"
 _ID = re.compile("[0-9]{1,10}")
@@ -101,6 +103,11 @@ class Tokenizer:
         Bytes that are not UTF-8 become U+FFFD.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """Which tokens begin with some bytes; made when it is first asked for."""
+        return Spelling([self.token_bytes(token_id) for token_id in range(self.vocab_size)])
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for.

@@ -133,6 +133,10 @@ class Completions:
             yield answer.body([], usage=total)
 
     def _job(self, asked: CompletionRequest, prompts: list[str | protocol.Ids]) -> Job:
+        if asked.token_healing is None:
+            # Who gives tokens, or looks at them, means those that there are.
+            as_it_is = asked.logprobs is not None or not isinstance(prompts[0], str)
+            asked.token_healing = self.settings.token_healing and not as_it_is
         options = protocol.generation_options(asked, self.settings.truncations)
         options["prompt_overflow"] = self.settings.overflow
         if "truncation" not in asked.model_fields_set:
@@ -161,9 +165,14 @@ class Completions:
         """Texts of prompts, without what was dropped of them."""
         whole = asked.truncate_prompt_tokens is None and self.settings.overflow == "error"
         return [
-            prompt if whole and isinstance(prompt, str) else self.tokenizer.decode(one.prompt_ids)
+            prompt if whole and isinstance(prompt, str) else self._text(one)
             for prompt, one in zip(prompts, requests, strict=True)
         ]
+
+    def _text(self, request: Request) -> str:
+        """The prompt of a request, with what was taken back of it."""
+        read = b"".join(map(self.tokenizer.token_bytes, request.prompt_ids))
+        return (read + (request.healing.text if request.healing else b"")).decode(errors="replace")
 
     def _request(
         self, asked: CompletionRequest, call: Call, prompt: str | protocol.Ids, number: int
@@ -190,7 +199,8 @@ class _Choice:
         self._shown = len(self._echo or "")
         self._log_probs: LogProbs | None = None
         if job.asked.logprobs is not None:
-            self._log_probs = LogProbs(tokenizer, self._shown)
+            # The first tokens may be of the prompt's end, which is before the answer's text.
+            self._log_probs = LogProbs(tokenizer, self._shown - healed(self._request))
 
     def part(
         self, text: str, log_probs: Iterable[dict[int, float]], finish_reason: str | None
@@ -214,6 +224,14 @@ class _Choice:
         for token_id, one in zip(others, self._request.prompt_log_probs or (), strict=True):
             found.add_token(token_id, one)
         return found.write()
+
+
+def healed(request: Request) -> int:
+    """How many characters of the first new tokens are of the prompt, taken back and spelled again.
+
+    What such a token has of a character that began before it counts as one.
+    """
+    return len(request.healing.text.decode(errors="replace")) if request.healing else 0
 
 
 def _request_error(error: Exception) -> RequestError:

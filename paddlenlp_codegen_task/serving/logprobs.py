@@ -25,7 +25,7 @@ class LogProbs:
 
         Args:
             tokenizer: says what tokens stand for.
-            offset: characters of the answer's text before it.
+            offset: characters of the answer's text before it; below 0 if it begins before that.
         """
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -202,8 +202,11 @@ async def _job(completions: Completions, asked: GenerateRequest) -> Job:
         if asked.truncate is not False and len(prompt) > context - max(most, 1):
             prompt = prompt[-room:]
         most = most or max(context - len(prompt), 1)
+    wanted = completion_request(asked, prompt, most)
+    # Its prompt may be tokens by now, but came as a text.
+    wanted.token_healing = completions.settings.token_healing and not asked.logprobs
     try:
-        return await completions.job(completion_request(asked, prompt, most))
+        return await completions.job(wanted)
     except RequestError as error:
         raise renamed(error, NAMES) from None
 

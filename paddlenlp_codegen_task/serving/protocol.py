@@ -73,6 +73,12 @@ def _checked_bias(value: Any) -> Any:
     raise _wrong("logit_bias", "an object of token ids with numbers from -100 to 100")
 
 
+def _checked_ids(value: Any) -> Any:
+    if value is None or (isinstance(value, list) and _are_ids(value)):
+        return value
+    raise _wrong("stop_token_ids", "a list of token ids")
+
+
 class StreamOptions(BaseModel):
     """How a stream is to look."""
 
@@ -108,12 +114,14 @@ class CompletionRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = 0
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = 0.0
     repetition_penalty: Annotated[Finite, Field(gt=0)] | None = 1.0
+    stop_token_ids: Annotated[Any, BeforeValidator(_checked_ids)] = None
     ignore_eos: bool | None = False
     min_tokens: Annotated[int, Field(ge=0)] | None = 0
     use_beam_search: bool | None = False
     length_penalty: Finite | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
 
+    token_healing: bool | None = None
     truncation: str | None = None
 
 
@@ -212,6 +220,8 @@ def generation_options(request: CompletionRequest, truncations: Sequence[str]) -
         "seed": None if request.seed is None else request.seed % 2**64,
         "truncation": request.truncation,
         "stop": request.stop,
+        "token_healing": bool(most and request.token_healing),
+        "stop_token_ids": request.stop_token_ids,
         "ignore_eos": bool(request.ignore_eos),
     }
     temperature = 1.0 if request.temperature is None else request.temperature

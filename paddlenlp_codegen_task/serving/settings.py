@@ -25,6 +25,8 @@ class Settings:
         cors_origins: pages that may call from a browser.
         truncation: the preset for requests that do not name one.
         truncations: presets that a request may name.
+        token_healing: whether prompts are healed (see GenerationConfig) where a request does not
+            say; not those of token ids, nor where log-probabilities are asked for.
         unread_seconds: that a client may leave what was sent unread before it is cut off.
     """
 
@@ -39,14 +41,16 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     truncation: str | None = None
     truncations: tuple[str, ...] = field(default_factory=lambda: tuple(PRESETS))
+    token_healing: bool = True
     unread_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse what is not among its choices.
 
         Raises:
-            ValueError: lists them.
+            TypeError, ValueError: says what would be right.
         """
+        checks.boolean("token_healing", self.token_healing)
         checks.choice("overflow", self.overflow, ("error", "truncate_left"))
         if self.truncation is not None:
             checks.choice("truncation", self.truncation, self.truncations)

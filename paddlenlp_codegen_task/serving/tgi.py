@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from paddlenlp_codegen_task.decoding.events import Finished, Text
 from paddlenlp_codegen_task.serving.about import VERSION
-from paddlenlp_codegen_task.serving.completions import Completions, Job
+from paddlenlp_codegen_task.serving.completions import Completions, Job, healed
 from paddlenlp_codegen_task.serving.logprobs import TokenBytes
 from paddlenlp_codegen_task.serving.protocol import (
     MINUS_INFINITY,
@@ -165,7 +165,10 @@ def completion_request(asked: GenerateRequest, stream: bool) -> CompletionReques
 
 async def _job(completions: Completions, asked: GenerateRequest, stream: bool) -> Job:
     try:
-        return await completions.job(completion_request(asked, stream))
+        wanted = completion_request(asked, stream)
+        # Whether tokens are told of or not: each has what is left of it after the prompt.
+        wanted.token_healing = completions.settings.token_healing
+        return await completions.job(wanted)
     except RequestError as error:
         raise renamed(error, NAMES) from None
 
@@ -177,7 +180,7 @@ async def _answer(completions: Completions, asked: GenerateRequest) -> dict[str,
     [completion] = job.call.completions(finished.request, finished.rows)
     answer: dict[str, Any] = {"generated_text": _before(asked) + completion.text}
     if completion.logprobs is not None:
-        follows = Tokens(completions.tokenizer, job.asked.logprobs or 0)
+        follows = Tokens(completions.tokenizer, job.asked.logprobs or 0, healed(finished.request))
         follows.add(completion.logprobs)
         tokens = follows.settle(completion.text) + follows.end()
         answer["details"] = {
@@ -197,7 +200,7 @@ async def _stream(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """An answer, token by token; the last has all of the text."""
     job = await _job(completions, asked, stream=True)
-    follows = Tokens(completions.tokenizer, job.asked.logprobs or 0)
+    follows = Tokens(completions.tokenizer, job.asked.logprobs or 0, healed(job.requests[0]))
     text, reason = "", "length"
     last: dict[str, Any] | None = None
     index = 0
@@ -224,7 +227,7 @@ async def _stream(
             elif isinstance(happened, Finished):
                 [row] = happened.rows
                 if last is None:  # the text was all there when the model ended it
-                    end = completions.tokenizer.eos_token_id
+                    end = row.end_token_id
                     token = {"id": end, "text": "", "logprob": None, "special": True}
                     last = {"index": index + 1, "token": token}
                 last["generated_text"] = _before(asked) + text
@@ -250,9 +253,16 @@ class Tokens:
     The parts make up the text, whatever cuts it: a token whose text is cut has what is left.
     """
 
-    def __init__(self, tokenizer: TokenBytes, top: int) -> None:
-        """Begin with a text's first token; tell of the `top` likeliest in each one's place."""
+    def __init__(self, tokenizer: TokenBytes, top: int, healed: int = 0) -> None:
+        """Begin with a text's first token.
+
+        Args:
+            tokenizer: says what tokens stand for.
+            top: of how many of the likeliest in each one's place is told.
+            healed: characters of the first tokens that are of the prompt, and not of the text.
+        """
         self._top = top
+        self._healed = healed
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""  # that is settled, and of no token yet
@@ -261,8 +271,10 @@ class Tokens:
     def add(self, tokens: Iterable[dict[int, float]]) -> None:
         """Append tokens: for each the log-probabilities, its own first."""
         for one in tokens:
-            text = self._decoder.decode(self._token_bytes(next(iter(one))))
-            self._waiting.append((one, len(text)))
+            length = len(self._decoder.decode(self._token_bytes(next(iter(one)))))
+            of_prompt = min(self._healed, length)
+            self._healed -= of_prompt
+            self._waiting.append((one, length - of_prompt))
 
     def settle(self, text: str) -> list[Token]:
         """Append text that nothing takes back; the tokens that are now all there."""

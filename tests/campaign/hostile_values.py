@@ -185,7 +185,7 @@ _INTEGERS = {  # with the least they may be
 _MAY_BE_NONE = {
     *("best_of", "logprobs", "seed", "num_threads", "kv_cache_bytes", "logit_bias", "truncation"),
     *("stop", "suppress_tokens", "prompt_lookup", "home_path", "draft_model", "progress"),
-    "prompt_logprobs",
+    *("prompt_logprobs", "stop_token_ids"),
 }
 _NUMBERS: dict[str, Callable[[float], bool]] = {
     "temperature": lambda x: x > 0,
@@ -198,7 +198,7 @@ _NUMBERS: dict[str, Callable[[float], bool]] = {
 }
 _BOOLEANS = {
     *("output_scores", "ignore_eos", "prompt_lookup", "from_hf_hub", "static_mode", "cuda_graph"),
-    *("progress", "is_static_model"),
+    *("progress", "is_static_model", "token_healing"),
 }
 _ONE_OF = {
     "decode_strategy": {"sampling", "greedy_search", "beam_search"},
@@ -212,7 +212,7 @@ GENERATION = [
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "num_beams"),
     *("suppress_tokens", "length_penalty", "early_stopping", "num_return_sequences", "best_of"),
     *("logprobs", "output_scores", "seed", "truncation", "stop", "ignore_eos", "prompt_lookup"),
-    *("prompt_overflow", "prompt_logprobs"),
+    *("prompt_overflow", "prompt_logprobs", "stop_token_ids", "token_healing"),
 ]
 LOADING = [
     *("engine", "precision", "device", "num_threads", "home_path", "from_hf_hub", "static_mode"),
@@ -223,6 +223,7 @@ _OWN = {
     "truncation": _TEXTS,
     "stop": _TEXTS,
     "suppress_tokens": _TOKENS,
+    "stop_token_ids": _TOKENS,
     "logit_bias": _BIASES,
     **dict.fromkeys(("home_path", "draft_model", "adapter", "name_or_path", "task_path"), PATHS),
     **dict.fromkeys((*_ONE_OF, "early_stopping", "device"), _CHOICES),

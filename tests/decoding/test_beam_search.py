@@ -26,8 +26,10 @@ from paddlenlp_codegen_task.decoding.beam_search import (
     _in_place,
     processed,
 )
+from paddlenlp_codegen_task.decoding.healing import Healing
 from paddlenlp_codegen_task.decoding.request import Context
 from paddlenlp_codegen_task.generation_config import EarlyStopping, GenerationConfig
+from paddlenlp_codegen_task.model.spelling import Spelling
 
 VOCAB = 24
 EOS = 5
@@ -74,6 +76,9 @@ class Case:
     min_length: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
+    eos: tuple[int, ...] = (EOS,)
+    stop: tuple[int, ...] = ()  # for transformers they are ends of text, too
+    healing: Healing | None = None
 
     def contexts(self, slots: Rows[Rows[int]]) -> list[Context]:
         """What the next tokens of slots, which hold the prompt and more, are chosen by."""
@@ -83,9 +88,14 @@ class Case:
             min_length=self.min_length,
             logit_bias=dict(self.logit_bias),
             suppress_tokens=self.suppress_tokens,
+            stop_token_ids=self.stop,
         )
         new = len(self.prompt)
-        return [context(config, VOCAB, EOS, self.prompt, slot[new:]) for slot in slots]
+        found = [context(config, VOCAB, self.eos, self.prompt, slot[new:]) for slot in slots]
+        if self.healing is None:
+            return found
+        allowed = [self.healing.allowed(slot[new:]) for slot in slots]
+        return [one._replace(allowed=ids) for one, ids in zip(found, allowed, strict=True)]
 
     def search(self) -> BeamSearch:
         return BeamSearch(
@@ -93,7 +103,7 @@ class Case:
             num_return_sequences=self.num_return_sequences,
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
-            eos_token_id=EOS,
+            ends={**dict.fromkeys(self.stop, "stop"), **dict.fromkeys(self.eos, "eos")},
             max_length=MAX_LENGTH,
         )
 
@@ -112,12 +122,22 @@ class Case:
             sequence_bias={(token,): bias for token, bias in self.logit_bias} or None,
             suppress_tokens=list(self.suppress_tokens) or None,
             max_new_tokens=MAX_LENGTH,
-            eos_token_id=EOS,
+            eos_token_id=[*self.eos, *self.stop],
             pad_token_id=EOS,
             use_cache=False,
             return_dict_in_generate=True,
             output_scores=True,
+            prefix_allowed_tokens_fn=None if self.healing is None else self.allowed_by_trial,
         )
+
+    def allowed_by_trial(self, _: int, ids: torch.Tensor) -> list[int]:
+        """The tokens that may follow, found without an index."""
+        assert self.healing is not None
+        text, spelled = self.healing.text, "".join(LETTERS[n] for n in ids[len(self.prompt) :])
+        rest = text.decode()[len(spelled) :]
+        if not rest:
+            return list(range(VOCAB))
+        return [n for n, one in enumerate(LETTERS) if one and one.startswith(rest[: len(one)])]
 
     def run(
         self,
@@ -135,11 +155,13 @@ class Case:
         while not search.done:
             with torch.no_grad():
                 last = model(torch.tensor(slots)).logits[:, -1]
-            scores = processed(last.numpy(), self.contexts(slots))
+            contexts = self.contexts(slots)
+            scores = processed(last.numpy(), contexts)
             assert scores.dtype == np.float32
             log_probs = last.double().log_softmax(-1)
             note = (lambda row, token: float(log_probs[row, token])) if noted else None  # noqa: B023
-            parents, tokens = search.step(scores, note)
+            spelling = [n for n, one in enumerate(contexts) if one.allowed is not None]
+            parents, tokens = search.step(scores, note, spelling)
             slots = copied(slots, parents, rng.permutation(len(parents)))
             for slot, token in zip(slots, tokens, strict=True):
                 slot.append(token)
@@ -172,13 +194,14 @@ def replay(search: BeamSearch, their_scores: Rows[np.ndarray]) -> int:
     return steps
 
 
-def check(search: BeamSearch, theirs: Any, prompt: list[int], tolerance: float) -> None:
+def check(search: BeamSearch, theirs: Any, case: Case, tolerance: float) -> None:
     found = search.hypotheses
     assert len(found) == len(theirs.sequences)
-    for ours, row in zip(found, theirs.sequences[:, len(prompt) :].tolist(), strict=True):
-        ended = EOS in row
-        assert list(ours.token_ids) == (row[: row.index(EOS)] if ended else row)
-        assert ours.finish_reason == ("eos" if ended else "length")
+    for ours, row in zip(found, theirs.sequences[:, len(case.prompt) :].tolist(), strict=True):
+        at = next((n for n, one in enumerate(row) if one in case.eos + case.stop), None)
+        assert list(ours.token_ids) == row[:at]
+        reason = "length" if at is None else "eos" if row[at] in case.eos else "stop"
+        assert ours.finish_reason == reason
     scores = [hypothesis.score for hypothesis in found]
     np.testing.assert_allclose(scores, theirs.sequences_scores, rtol=tolerance, atol=0)
 
@@ -205,16 +228,77 @@ def test_equals_transformers(num_beams: int):
         theirs = case.theirs(model)
         run, replayed = case.search(), case.search()
         assert case.run(run, model, rng) == len(theirs.scores)
-        check(run, theirs, case.prompt, 1e-5)
+        check(run, theirs, case, 1e-5)
         # From the same log-probabilities on, every bit is the same.
         assert replay(replayed, [one.numpy() for one in theirs.scores]) == len(theirs.scores)
-        check(replayed, theirs, case.prompt, 0)
+        check(replayed, theirs, case, 0)
         lengths |= {len(one.token_ids) for one in run.hypotheses}
         reasons |= {one.finish_reason for one in run.hypotheses}
         steps.add(len(theirs.scores))
     assert len(lengths) >= 7  # else the models would prove little
     assert reasons == {"eos", "length"}
     assert len(steps) >= 5
+
+
+@pytest.mark.parametrize("num_beams", [1, 3, 5])
+def test_several_ends_equal_transformers(num_beams: int):
+    rng = np.random.default_rng(num_beams)
+    reasons = Counter[str]()
+    for seed, (length_penalty, early_stopping) in enumerate(product((0.0, 1.0), EARLY_STOPPING)):
+        model = random_model(seed)
+        for eos, stop, min_length in (((EOS, 2), (), 2), ((EOS,), (11, 9), 0), ((), (7, EOS), 3)):
+            case = Case(
+                prompt=rng.integers(VOCAB, size=3).tolist(),
+                num_beams=num_beams,
+                num_return_sequences=num_beams,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+                min_length=min_length,
+                eos=eos,
+                stop=stop,
+            )
+            theirs, run, replayed = case.theirs(model), case.search(), case.search()
+            assert case.run(run, model, rng) == len(theirs.scores)
+            check(run, theirs, case, 1e-5)
+            assert replay(replayed, [one.numpy() for one in theirs.scores]) == len(theirs.scores)
+            check(replayed, theirs, case, 0)
+            reasons.update(one.finish_reason for one in run.hypotheses)
+    assert min(reasons["eos"], reasons["stop"]) >= 3
+
+
+# Texts of tokens, each a beginning of another: whatever was taken back has many spellings.
+LETTERS = [*"abcdef", "", *("a" * n for n in range(2, 9)), "ab", "abc", "abcd", "ba", "bab", "aab"]
+LETTERS += ["aba", "abb", "abab", "cab"]
+assert len(LETTERS) == VOCAB
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize("text", ["a", "ab", "aaa"])
+def test_healing_equals_transformers_with_those_tokens_allowed(num_beams: int, text: str):
+    token_bytes = [one.encode() for one in LETTERS]
+    spelling = Spelling(token_bytes)
+    rng = np.random.default_rng(num_beams)
+    ways = set()
+    for seed in range(12):
+        model = random_model(seed)
+        case = Case(
+            prompt=rng.integers(VOCAB, size=3).tolist(),
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            length_penalty=1.0,
+            early_stopping=False,
+            min_length=3 * (seed % 2),
+            eos=(6,),  # the token without a text
+            healing=Healing(1, text.encode(), spelling, token_bytes.__getitem__),
+        )
+        theirs, search = case.theirs(model), case.search()
+        assert case.run(search, model, rng) == len(theirs.scores)
+        check(search, theirs, case, 1e-5)
+        for one in search.hypotheses:
+            whole = "".join(LETTERS[token] for token in one.token_ids)
+            assert whole.startswith(text)
+            ways.add(LETTERS[one.token_ids[0]])
+    assert len(ways) > 1
 
 
 @st.composite
@@ -253,7 +337,7 @@ def test_a_search_ends_when_the_best_beam_could_only_draw_level():
         num_return_sequences=1,
         length_penalty=1.0,
         early_stopping="never",
-        eos_token_id=EOS,
+        ends={EOS: "eos"},
         max_length=2,
     )
     scores = np.full((1, VOCAB), -9, np.float32)

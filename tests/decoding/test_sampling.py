@@ -33,15 +33,24 @@ SLACK = 1e-5
 
 
 def processed(
-    config: GenerationConfig, logits: np.ndarray, prompt_ids: Sequence[int], new: Sequence[int]
+    config: GenerationConfig,
+    logits: np.ndarray,
+    prompt_ids: Sequence[int],
+    new: Sequence[int],
+    eos: tuple[int, ...] = (EOS,),
+    allowed: Sequence[int] | None = None,
 ) -> np.ndarray:
     """All logits after min_length, ignore_eos, penalties and biases, as documented.
 
     In float32, as logits are: what is equal, or not, is what top_k and the order are about.
     """
     values = logits.astype(np.float32)
-    if config.ignore_eos or len(new) < config.min_length:
-        values[EOS] = -np.inf
+    if allowed is not None:  # nothing else is held back then
+        values[np.setdiff1d(np.arange(len(values)), allowed)] = -np.inf
+    elif len(new) < config.min_length:
+        values[list(config.stop_token_ids)] = -np.inf
+    if allowed is None and (config.ignore_eos or len(new) < config.min_length):
+        values[list(eos)] = -np.inf
     by = np.float32(config.repetition_penalty)
     for token in {*prompt_ids, *new}:
         values[token] = values[token] * by if values[token] < 0 else values[token] / by
@@ -118,6 +127,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 2.0, "presence_penalty": -2.0, "frequency_penalty": -1.0, "top_p": 0.9},
     {"temperature": 2.0, "logit_bias": {1: 6.0, EOS: -1.0}, "top_k": 15},
     {"temperature": 3.0, "suppress_tokens": [EOS, 3], "top_k": 0},
+    {"temperature": 3.0, "min_length": 4, "stop_token_ids": [5, 6, EOS], "top_k": 10},
+    {"temperature": 3.0, "min_length": 3, "stop_token_ids": [5, 6], "top_k": 10},
 ]
 
 
@@ -162,8 +173,10 @@ configs = st.builds(
     suppress_tokens=st.sampled_from([(), (), (), (0, 3), (EOS,)]),
     min_length=st.sampled_from([0, 0, 3]),
     min_p=st.sampled_from([0.0, 0.0, 0.0, 0.01, 0.2, 0.9]),
+    stop_token_ids=st.sampled_from([(), (), (1,), (3, EOS)]),
     ignore_eos=st.sampled_from([False, False, True]),
 )
+ends = st.sampled_from([(EOS,), (EOS,), (), (EOS, 1, 4)])  # of a text
 
 
 def histories(vocab_size: int) -> st.SearchStrategy[tuple[list[int], list[int]]]:
@@ -205,8 +218,11 @@ def check(
     draws: Sequence[float],
     candidates: int,
     ties_order: int,
+    eos: tuple[int, ...],
+    row_allowed: Sequence[list[int] | None] | None = None,
 ) -> None:
     """Assert that every row of a step gets the reference's token, from any number of candidates."""
+    row_allowed = row_allowed or [None] * len(logits)
     vocab = logits.shape[1]
     # Greedy rows draw nothing: see `sampling.context`.
     draws = [
@@ -214,19 +230,26 @@ def check(
         for config, draw in zip(row_configs, draws, strict=True)
     ]
     contexts = [
-        context(config, vocab, EOS, prompt_ids, new, draw)
-        for config, (prompt_ids, new), draw in zip(row_configs, row_histories, draws, strict=True)
+        context(config, vocab, eos, prompt_ids, new, draw)._replace(
+            allowed=None if allowed is None else np.array(allowed)
+        )
+        for config, (prompt_ids, new), draw, allowed in zip(
+            row_configs, row_histories, draws, row_allowed, strict=True
+        )
     ]
     values = [
-        processed(config, one, *history)
-        for config, one, history in zip(row_configs, logits, row_histories, strict=True)
+        processed(config, one, *history, eos, allowed)
+        for config, one, history, allowed in zip(
+            row_configs, logits, row_histories, row_allowed, strict=True
+        )
     ]
     output = step_output(logits, candidates, ties_order)
     found = tokens(choose(output, contexts))
     for config, one, draw, token in zip(row_configs, values, draws, found, strict=True):
         assert token in acceptable(config, one, draw)
     every = [
-        surely_fetches(config, output, at, values[at]) for at, config in enumerate(row_configs)
+        row_allowed[at] is not None or surely_fetches(config, output, at, values[at])
+        for at, config in enumerate(row_configs)
     ]
     assert output.logits.fetched in (0, 1)
     if True in every:
@@ -252,6 +275,7 @@ def small_steps(draw: st.DrawFn) -> tuple[Any, ...]:
         draw(st.lists(draws_, min_size=rows, max_size=rows)),
         draw(st.integers(2, vocab)),
         draw(st.integers(0, 99)),
+        draw(ends),
     )
 
 
@@ -259,6 +283,25 @@ def small_steps(draw: st.DrawFn) -> tuple[Any, ...]:
 @given(small_steps())
 def test_every_row_gets_the_token_of_its_own_options(arguments: tuple[Any, ...]):
     check(*arguments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_steps(), st.data())
+def test_of_some_tokens_a_row_gets_the_one_that_its_options_would_choose_among_them(
+    arguments: tuple[Any, ...], data: st.DataObject
+):
+    logits, row_configs = arguments[:2]
+    some = st.sets(st.integers(0, logits.shape[1] - 1))
+    allowed = [
+        data.draw(st.one_of(st.none(), some.map(lambda ids: sorted({*ids, 2}))))
+        for _ in row_configs
+    ]
+    # As a prompt's end is spelled: suppressed tokens are not among those that may come.
+    allowed = [
+        one and [token for token in one if token not in config.suppress_tokens]
+        for one, config in zip(allowed, row_configs, strict=True)
+    ]
+    check(*arguments, allowed)
 
 
 def large_rows(kind: str, rows: int, seed: int) -> np.ndarray:
@@ -284,12 +327,13 @@ def large_rows(kind: str, rows: int, seed: int) -> np.ndarray:
     st.integers(0, 2**31),
     st.lists(st.tuples(configs, histories(LARGE), draws_), min_size=1, max_size=4),
     st.sampled_from([2, 16, 64, 500]),
+    ends,
 )
 def test_every_row_of_a_large_vocabulary_gets_the_token_of_its_own_options(
-    kind: str, seed: int, each: list[tuple[Any, ...]], candidates: int
+    kind: str, seed: int, each: list[tuple[Any, ...]], candidates: int, eos: tuple[int, ...]
 ):
     row_configs, row_histories, draws = zip(*each, strict=True)
-    check(large_rows(kind, len(each), seed), row_configs, row_histories, draws, candidates, 0)
+    check(large_rows(kind, len(each), seed), row_configs, row_histories, draws, candidates, 0, eos)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.6, 1.0])
@@ -351,7 +395,9 @@ def test_rows_that_need_no_fetch_hold_against_any_hidden_logits(
     steep = logits.copy()  # as few as can have this mass, as high as they may be
     count = int(mass / np.exp(floor))
     steep[hidden] = -50
-    steep[rng.permutation(np.flatnonzero(hidden))[:count]] = floor
+    some = rng.permutation(np.flatnonzero(hidden))
+    steep[some[:count]] = floor
+    steep[some[count : count + 1]] = np.log(max(mass - count * np.exp(floor), 1e-20))
     others = [logits, flat, steep]
     if top_p == 1:  # then the sum of the hidden ones does not matter either
         highest = logits.copy()
@@ -653,16 +699,17 @@ def arrays(output: StepOutput, contexts: Sequence[Context]) -> list[np.ndarray]:
     found = [output.candidates, output.candidate_ids, output.logsumexp, output.logits.logits]
     for one in contexts:
         found += [one.seen, one.parameters.columns]
-        found += [part for part in (one.counts, one.parameters.bias) if part is not None]
+        maybe = (one.counts, one.parameters.bias, one.parameters.held_from, one.allowed)
+        found += [part for part in maybe if part is not None]
     return found
 
 
 @settings(max_examples=150, deadline=None)
 @given(small_steps())
 def test_a_choice_changes_none_of_what_it_is_made_from(arguments: tuple[Any, ...]):
-    logits, row_configs, row_histories, draws, candidates, ties_order = arguments
+    logits, row_configs, row_histories, draws, candidates, ties_order, eos = arguments
     contexts = [
-        context(replace(config, output_scores=True), logits.shape[1], EOS, *history, draw)
+        context(replace(config, output_scores=True), logits.shape[1], eos, *history, draw)
         for config, history, draw in zip(row_configs, row_histories, draws, strict=True)
     ]
     output = step_output(logits, candidates, ties_order)

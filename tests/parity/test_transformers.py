@@ -179,7 +179,7 @@ def test_reference_logits(pair: Pair):
 
 
 def their_tokens(
-    theirs: CodeGenForCausalLM, token_ids: list[int], eos: int, **options: float
+    theirs: CodeGenForCausalLM, token_ids: list[int], eos: int | list[int], **options: float
 ) -> list[int]:
     ids = torch.tensor([token_ids])
     with torch.no_grad():
@@ -189,7 +189,7 @@ def their_tokens(
             do_sample=False,
             max_new_tokens=64,
             eos_token_id=eos,
-            pad_token_id=eos,
+            pad_token_id=eos if isinstance(eos, int) else eos[0],
             **options,
         )
     return found[0, len(token_ids) :].tolist()
@@ -267,6 +267,41 @@ def test_end_of_text_and_min_length(
     assert len(set(lengths[0])) >= 3
     assert min(lengths[24]) >= 24
     assert any(24 <= length < 64 for length in lengths[24])
+
+
+@pytest.mark.parametrize("options", [{}, {"min_length": 20}, {"ignore_eos": True}], ids=str)
+def test_stop_token_ids(ending: tuple[CodeGenerator, CodeGenForCausalLM], options: dict[str, Any]):
+    """Ends of text by greedy search and by a search of one beam more; the tokens are left out."""
+    generator, theirs = ending
+    prompts = [f"{word} {word[::-1]}" for word in ("alpha", "beta", "gamma", "delta", "eta", "rho")]
+    stop = [token for token in range(0, 256, 3) if token != EOS]
+    reasons = set()
+    for strategy in ({}, {"decode_strategy": "beam_search", "num_beams": 2}):
+        found = generator.generate(
+            prompts,
+            stop_token_ids=stop,
+            max_length=64,
+            repetition_penalty=1.0,
+            **{"decode_strategy": "greedy_search", **strategy, **options},
+        )
+        for prompt, [completion] in zip(prompts, found, strict=True):
+            expected = their_tokens(
+                theirs,
+                generator.tokenizer.encode(prompt),
+                [EOS, *stop],
+                num_beams=2 if strategy else 1,
+                min_new_tokens=options.get("min_length", 0),
+                **({"suppress_tokens": [EOS]} if "ignore_eos" in options else {}),
+            )
+            ends = [n for n, token in enumerate(expected) if token in (EOS, *stop)]
+            ends = (n for n, token in enumerate(expected) if token in (EOS, *stop))
+            at = next(ends, None)
+            assert list(completion.token_ids) == expected[:at]
+            assert completion.text == generator.tokenizer.decode(expected[:at])
+            reason = "length" if at is None else "eos" if expected[at] == EOS else "stop"
+            assert completion.finish_reason == reason
+            reasons.add(reason)
+    assert "stop" in reasons
 
 
 BEAMS: list[dict[str, Any]] = [

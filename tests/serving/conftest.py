@@ -41,8 +41,8 @@ def generator(new_generator: Callable[..., CodeGenerator]) -> CodeGenerator:
 
 @pytest.fixture(scope="session")
 def server(generator: CodeGenerator) -> Iterator[Running]:
-    """One that tests share, with the default settings."""
-    with running(generator) as one:
+    """One that tests share. It leaves prompts as they are: healing has tests of its own."""
+    with running(generator, Settings(token_healing=False)) as one:
         yield one
 
 
