@@ -16,17 +16,18 @@ from paddlenlp_codegen_task.registry import register, register_on_import
 if TYPE_CHECKING:
     from paddlenlp_codegen_task.generation_config import GenerationConfig
     from paddlenlp_codegen_task.generator import CodeGenerator
-    from paddlenlp_codegen_task.requests import Completion
+    from paddlenlp_codegen_task.requests import Completion, Infill
 
 __version__ = "0.1.0"
 
-__all__ = ["CodeGenerator", "Completion", "GenerationConfig", "register"]
+__all__ = ["CodeGenerator", "Completion", "GenerationConfig", "Infill", "register"]
 
 # Imported when they are asked for: the command line's help need not wait for NumPy.
 _MODULES = {
     "CodeGenerator": "generator",
     "Completion": "requests",
     "GenerationConfig": "generation_config",
+    "Infill": "requests",
 }
 
 

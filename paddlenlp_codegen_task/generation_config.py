@@ -98,7 +98,11 @@ class GenerationConfig:
             one of a single token that now and then another token is chosen, and how many tokens
             are guessed depends on the time steps take: a seed then does not repeat exactly.
         prompt_overflow: what to do with a prompt that leaves no room for max_length tokens in the
-            context: "error", or "truncate_left" to drop its beginning.
+            context: "error", or "truncate_left" to drop its beginning; of an infill's texts, what
+            is furthest from the middle.
+        allow_special_tokens: whether a special token's name in a prompt, such as "<|endoftext|>",
+            becomes that token, as in transformers; False takes it for text like any other, which
+            an infill's texts always are.
     """
 
     max_length: int = 128
@@ -129,6 +133,7 @@ class GenerationConfig:
     ignore_eos: bool = False
     prompt_lookup: bool | None = None
     prompt_overflow: PromptOverflow = "error"
+    allow_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         """Make each option a plain value of Python's, or say why that cannot be."""
@@ -164,6 +169,7 @@ class GenerationConfig:
         self._boolean("output_scores")
         self._integer("seed", 0, _LARGEST_SEED, optional=True)
         self._boolean("token_healing")
+        self._boolean("allow_special_tokens")
         self._boolean("ignore_eos")
         self._boolean("prompt_lookup", optional=True)
         self._keep(

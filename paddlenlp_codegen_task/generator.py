@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from paddlenlp_codegen_task import checks, running
 from paddlenlp_codegen_task.decoding.events import Forward
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.decoding.request import Drafter
+from paddlenlp_codegen_task.decoding.request import Drafter, Request
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.speculation import DraftModel, PromptLookup
 from paddlenlp_codegen_task.engine import Engine
@@ -41,6 +41,7 @@ from paddlenlp_codegen_task.progress import Bar
 from paddlenlp_codegen_task.requests import (
     Call,
     Completion,
+    Infill,
     checked_progress,
     checked_prompts,
 )
@@ -204,14 +205,14 @@ class CodeGenerator:
 
     def generate(
         self,
-        prompts: str | Prompts[str],
+        prompts: str | Infill | Prompts[str | Infill],
         config: GenerationConfig | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[list[Completion]]:
         """Complete prompts of any lengths; each completes as it would alone.
 
         Args:
-            prompts: one prompt or a list of them.
+            prompts: one prompt or a list of them; an `Infill` where the middle is wanted.
             config: the options, in place of the generator's defaults.
             **options: fields of GenerationConfig, and batch_size, for this call; progress, whether
                 to show a bar with the tokens a second: None for one if there are more prompts
@@ -228,24 +229,25 @@ class CodeGenerator:
         given: dict[str, Any] = {**options}
         progress = checked_progress(given.pop("progress", None))
         batch_size = self._batch_size_of(given)
-        call = self._call(config, given, batch_size)
+        call_of = self._calls(config, given, batch_size)
         texts = checked_prompts(prompts)
-        requests = [call.request(text, number) for number, text in enumerate(texts)]
+        calls = [call_of(text) for text in texts]
+        requests = [call.request(texts[number], number) for number, call in enumerate(calls)]
         # Prompts of like length follow one another, so that they are prefilled together.
         order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt_ids))
-        if progress is None and call.samples * len(texts) <= batch_size:
+        if progress is None and calls[0].samples * len(texts) <= batch_size:
             progress = False
         found: list[list[Completion]] = [[] for _ in requests]
         with Bar(len(texts), progress) as bar:
-            pairs = ((number, requests[number]) for number in order)
-            for number, finished in running.completed(self.engine, call, pairs):
-                found[number] = call.completions(finished.request, finished.rows)
+            jobs = ((number, calls[number], requests[number]) for number in order)
+            for number, finished in running.completed(self.engine, jobs, batch_size):
+                found[number] = calls[number].completions(finished.request, finished.rows)
                 bar.update(sum(len(row.token_ids) for row in finished.rows))
         return found
 
     def generate_as_completed(
         self,
-        prompts: Iterable[str],
+        prompts: Iterable[str | Infill],
         config: GenerationConfig | None = None,
         **options: Unpack[CallOptions],
     ) -> Iterator[tuple[int, list[Completion]]]:
@@ -269,16 +271,46 @@ class CodeGenerator:
         texts = checks.iterator(prompts)
         if texts is None:
             raise TypeError(f"prompts must be an iterable of str, got {checks.kind(prompts)}")
-        call = self._call(config, given, self._batch_size_of(given))
-        requests = ((number, call.request(text, number)) for number, text in enumerate(texts))
+        batch_size = self._batch_size_of(given)
+        call_of = self._calls(config, given, batch_size)
+
+        def jobs() -> Iterator[tuple[tuple[int, Call], Call, Request]]:
+            for number, text in enumerate(texts):
+                call = call_of(text)
+                yield (number, call), call, call.request(text, number)
+
         return (
             (number, call.completions(finished.request, finished.rows))
-            for number, finished in running.completed(self.engine, call, requests)
+            for (number, call), finished in running.completed(self.engine, jobs(), batch_size)
         )
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        config: GenerationConfig | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Completion]:
+        """Complete the middle of a text: `generate` of one `Infill`.
+
+        Needs a model that was trained for it, as CodeGen2 was. Names of special tokens in the texts
+        are text; without a truncation of its own, only the model ends the middle.
+
+        Args:
+            prefix: what stands before it.
+            suffix: what stands after it; one of the two may be empty.
+            config: the options, in place of the generator's defaults.
+            **options: as of `generate`.
+
+        Raises:
+            ValueError: this model does not infill; or as `generate`.
+            TypeError: as `generate`.
+        """
+        return self.generate([Infill(prefix, suffix)], config, **options)[0]
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | Infill,
         config: GenerationConfig | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generator[Any, None, Any]:
@@ -303,9 +335,9 @@ class CodeGenerator:
             TypeError, ValueError: as `generate` does, when called.
         """
         check_call_options(options, GenerationOptions)
-        if checks.text(prompt) is None:
+        if checks.text(prompt) is None and not isinstance(prompt, Infill):
             raise TypeError(f"prompt must be a str, got {checks.kind(prompt)}")
-        call = self._call(config, {**options}, self.batch_size, streamed=True)
+        call = self._calls(config, {**options}, self.batch_size, streamed=True)(prompt)
         if (call.config.best_of or 1) > 1:
             raise ValueError(
                 f"best_of must be 1 to stream, got {call.config.best_of}: samples are ranked when "
@@ -343,6 +375,7 @@ class CodeGenerator:
         self,
         config: GenerationConfig | None = None,
         streamed: bool = False,
+        infill: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> Call:
         """Check options, for who makes requests of them and gives those to the engine itself.
@@ -350,10 +383,11 @@ class CodeGenerator:
         Args:
             config: the options, in place of the generator's defaults.
             streamed: whether the engine is to tell of text as soon as it is settled.
+            infill: whether its prompts are `Infill`s.
             **options: fields of GenerationConfig.
         """
         check_call_options(options, GenerationOptions)
-        return self._call(config, {**options}, self.batch_size, streamed)
+        return self._call(config, {**options}, self.batch_size, streamed, infill)
 
     def add_step_hook(self, hook: Callable[[Forward], None]) -> None:
         """Have a function called after each step of the model, in the thread that makes the steps.
@@ -391,12 +425,34 @@ class CodeGenerator:
         options: dict[str, Any],
         batch_size: int,
         streamed: bool = False,
+        infill: bool = False,
     ) -> Call:
         """What a call asks for, checked."""
         if config is not None and not isinstance(config, GenerationConfig):
             raise TypeError(f"config must be a GenerationConfig, got {checks.kind(config)}")
         wanted = (config or self._defaults).with_options(options)
-        return Call(self._model, wanted, batch_size, lambda: self._new_drafters(wanted), streamed)
+        return Call(
+            self._model, wanted, batch_size, lambda: self._new_drafters(wanted), streamed, infill
+        )
+
+    def _calls(
+        self,
+        config: GenerationConfig | None,
+        options: dict[str, Any],
+        batch_size: int,
+        streamed: bool = False,
+    ) -> Callable[[Any], Call]:
+        """Check options now; what finds a prompt's call, with one `Batch` for all of them."""
+        found = {False: self._call(config, options, batch_size, streamed)}
+
+        def call_of(prompt: Any) -> Call:
+            infill = isinstance(prompt, Infill)
+            if infill not in found:
+                found[infill] = self._call(config, options, batch_size, streamed, infill)
+                found[infill].batch = found[False].batch
+            return found[infill]
+
+        return call_of
 
     def _batch_size_of(self, options: dict[str, Any]) -> int:
         """Take the option batch_size out of a call's options."""

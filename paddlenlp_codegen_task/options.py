@@ -53,6 +53,7 @@ class GenerationOptions(TypedDict, total=False):
     ignore_eos: bool
     prompt_lookup: bool | None
     prompt_overflow: PromptOverflow
+    allow_special_tokens: bool
 
 
 class CallOptions(GenerationOptions, total=False):

@@ -24,7 +24,8 @@ from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.loading import LoadedModel
 from paddlenlp_codegen_task.memory import check_batch_size, check_completions, check_prompt_report
-from paddlenlp_codegen_task.truncation import Truncator
+from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, MASK, SEPARATOR, Infilling
+from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,19 @@ class Completion:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Infill:
+    """A prompt whose middle is missing; one of the two texts may be empty.
+
+    Attributes:
+        prefix: what stands before it.
+        suffix: what stands after it.
+    """
+
+    prefix: str
+    suffix: str
+
+
 class PromptTooLong(ValueError):
     """A prompt of `tokens` tokens leaves no room for `max_length` more: only `room` fit.
 
@@ -81,7 +95,7 @@ class Call:
         batch_size: int,
         drafters: Callable[[], list[Drafter]],
         streamed: bool = False,
-        further_ends: Sequence[int] = (),
+        infill: bool = False,
     ) -> None:
         """Check options against a model.
 
@@ -91,19 +105,31 @@ class Call:
             batch_size: most rows of the call that run at once.
             drafters: makes what guesses a row's tokens.
             streamed: whether text is wanted as soon as it is settled.
-            further_ends: tokens that end a text, beside the model's own.
+            infill: whether its prompts are `Infill`s; the default truncation, which ends what goes
+                on from a prompt, is then none.
 
         Raises:
             ValueError: an option is not possible with this model.
         """
         sizes = model.runtime.config
+        self._infilling: Infilling | None = None
+        end_ids = model.eos_token_ids
+        if infill:
+            self._infilling = Infilling.of(model.tokenizer)
+            if self._infilling is None:
+                raise ValueError(
+                    f"suffix: {model.name} does not infill: its tokenizer lacks {MASK}, "
+                    f"{SEPARATOR} or {END_OF_MIDDLE}, which CodeGen2's has"
+                )
+            end_ids = (*end_ids, self._infilling.end)
+            if config.truncation == DEFAULT_TRUNCATION:
+                config = config.with_options({"truncation": None})
         self.config = config
         self._model = model
         self._context, self._vocab_size = sizes.n_positions, sizes.vocab_size
         self._drafters = drafters
         self._streamed = streamed
-        eos_token_ids = tuple(dict.fromkeys((*model.eos_token_ids, *further_ends)))
-        self._parameters = Parameters.of(config, eos_token_ids, self._vocab_size)
+        self._parameters = Parameters.of(config, tuple(dict.fromkeys(end_ids)), self._vocab_size)
         self._beams: Beams | None = None
         self.samples = config.best_of or config.num_return_sequences
         if not config.max_length:  # nothing to rank or to search for
@@ -138,8 +164,27 @@ class Call:
         Raises:
             TypeError, ValueError: it is none, or does not fit the model or its memory.
         """
+        if self._infilling is not None:
+            return self._infill(text, number, self._infilling)
         text = checked_prompt(text, number)
-        return self._request(text, self._encode(text, number), number)
+        token_ids = self._fitted(self._encode(text, number), number)
+        return self._request(text, token_ids, number)
+
+    def _infill(self, given: Any, number: int, infilling: Infilling) -> Request:
+        """Make a request of an `Infill`."""
+        given = checked_infill(given, number)
+        prefix, suffix = (
+            self._encode(text, number, allow_special=False) if text else []
+            for text in (given.prefix, given.suffix)
+        )
+        room = self._context - self.config.max_length
+        token_ids = infilling.prompt(prefix, suffix, room)
+        if token_ids is None and self.config.prompt_overflow == "truncate_left":
+            token_ids = infilling.prompt(*infilling.cut(prefix, suffix, room), room)
+        if token_ids is None:
+            tokens = len(prefix) + len(suffix) + 4
+            raise PromptTooLong(number, tokens, self.config.max_length, max(room, 0), self._context)
+        return self._request(given.prefix, token_ids, number)
 
     def request_of_ids(
         self, token_ids: Sequence[int], number: int, most: int | None = None
@@ -205,15 +250,16 @@ class Call:
         wanted = rows[: self.config.num_return_sequences]
         return [self._completion(row, len(request.prompt_ids)) for row in wanted]
 
-    def _encode(self, text: str, number: int) -> list[int]:
-        """Tokens of a prompt."""
+    def _encode(self, text: str, number: int, allow_special: bool = True) -> list[int]:
+        """Tokens of a text of a prompt."""
+        allow_special = allow_special and self.config.allow_special_tokens
         try:
-            token_ids = self._model.tokenizer.encode(text)
+            token_ids = self._model.tokenizer.encode(text, allow_special)
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from None
         if not token_ids:
             raise ValueError(f"prompt {number}: the tokenizer knows none of its characters")
-        return self._fitted(token_ids, number)
+        return token_ids
 
     def _fitted(self, token_ids: list[int], number: int) -> list[int]:
         """Tokens of a prompt, as far as they fit the context beside max_length new ones."""
@@ -276,7 +322,7 @@ def checked_progress(value: Any) -> bool | None:
 
 def checked_prompts(prompts: Any) -> list[Any]:
     """Return one prompt or several as a list, or raise an error that says which is wrong."""
-    if checks.text(prompts) is not None:
+    if checks.text(prompts) is not None or isinstance(prompts, Infill):
         prompts = [prompts]
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(f"prompts must be a str or a list of str, got {checks.kind(prompts)}")
@@ -293,3 +339,18 @@ def checked_prompt(text: Any, number: int) -> str:
     if not found:
         raise ValueError(f"prompt {number} must not be empty")
     return found
+
+
+def checked_infill(given: Any, number: int) -> Infill:
+    """Return the `number`-th prompt of a call that infills, or raise an error that names it."""
+    if not isinstance(given, Infill):
+        raise TypeError(f"prompt {number} must be an Infill, got {checks.kind(given)}")
+    texts = []
+    for name, value in (("prefix", given.prefix), ("suffix", given.suffix)):
+        text = checks.text(value)
+        if text is None:
+            raise TypeError(f"prompt {number}: {name} must be a str, got {checks.kind(value)}")
+        texts.append(text)
+    if not any(texts):
+        raise ValueError(f"prompt {number}: prefix and suffix must not both be empty")
+    return Infill(*texts)

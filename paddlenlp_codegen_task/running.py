@@ -55,23 +55,13 @@ def of_one(
 
 
 def completed(
-    engine: Engine, call: Call, requests: Iterator[tuple[int, Request]]
-) -> Iterator[tuple[int, Finished]]:
-    """Run requests of a call, no more at a time than keep all places taken.
-
-    Args:
-        engine: runs them.
-        call: what they are of.
-        requests: taken as there is room, with a number each.
-
-    Returns:
-        An iterator of (number, what the request has come to), in the order in which they finish.
-    """
-    jobs = ((number, call, request) for number, request in requests)
-    for number, event in ended(engine, jobs, call.batch.limit):
+    engine: Engine, jobs: Iterator[tuple[T, Call, Request]], limit: int
+) -> Iterator[tuple[T, Finished]]:
+    """As `ended`, of requests none of which may fail: the first error of one is raised."""
+    for key, event in ended(engine, jobs, limit):
         if isinstance(event, Failed):
             raise event.error
-        yield number, event
+        yield key, event
 
 
 def ended(

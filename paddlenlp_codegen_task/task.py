@@ -14,7 +14,7 @@ from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.model.names import UNNAMED
 from paddlenlp_codegen_task.option_names import check_option_names
 from paddlenlp_codegen_task.options import Settings, option_names
-from paddlenlp_codegen_task.requests import Completion
+from paddlenlp_codegen_task.requests import Completion, Infill
 from paddlenlp_codegen_task.session import Session
 
 usage = r"""
@@ -117,7 +117,10 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
         """Take what the task was called with: one prompt, or one list of prompts."""
         if len(inputs) != 1:
             raise TypeError(f"pass one prompt or one list of prompts, got {len(inputs)} arguments")
-        return {"text": inputs[0]}
+        given = inputs[0]
+        if isinstance(given, (list, tuple)):
+            return {"text": [_infill(one, n) for n, one in enumerate(given)]}
+        return {"text": _infill(given, 0)}
 
     def _run_model(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Complete the prompts."""
@@ -145,6 +148,18 @@ class CodeGenerationTask(Task):  # type: ignore[misc]
     def session(self, path: str | os.PathLike[str] | None = None) -> Session:
         """Start a session of several turns, or go on with a saved one: `CodeGenerator.session`."""
         return self._generator.session(path)
+
+
+def _infill(given: Any, number: int) -> Any:
+    """A prompt that is given as {"prefix": ..., "suffix": ...}; any other as it is."""
+    if not isinstance(given, dict):
+        return given
+    if given.keys() != {"prefix", "suffix"}:
+        raise TypeError(
+            f"prompt {number} must be a str, or a dict with prefix and suffix, got a dict with "
+            f"{', '.join(checks.shown(name) for name in given) or 'nothing'}"
+        )
+    return Infill(given["prefix"], given["suffix"])
 
 
 def _check_texts_alone(options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from paddlenlp_codegen_task.decoding.request import Request
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.options import GenerationOptions
-from paddlenlp_codegen_task.requests import Call, Completion
+from paddlenlp_codegen_task.requests import Call, Completion, Infill
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,9 @@ class Completing:
             TypeError, ValueError: it cannot be.
         """
         config, call = self._call.config, self._call
-        if row.options:
-            call = self._generator.call(config.with_options(row.options))
+        infill = isinstance(row.prompt, Infill)
+        if row.options or infill:
+            call = self._generator.call(config.with_options(row.options), infill=infill)
         request = call.request(row.prompt, 0)
         if config.seed is not None and row.options.get("seed") is None:
             request.seed = row_seed(config.seed, row.id)

@@ -15,10 +15,11 @@ from typing import IO, Any
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.files import MOST_BYTES, check_regular, parse_json
 from paddlenlp_codegen_task.json_lines import lines
+from paddlenlp_codegen_task.requests import Infill
 
 Id = str | int
 
-FIELDS = ("prompt", "id", "options")  # of a line
+FIELDS = ("prompt", "prefix", "suffix", "id", "options")  # of a line
 _MOST_ID_BYTES = 4095  # Linux's PATH_MAX: a file's path is its id
 _BLOCK = 1 << 20
 
@@ -29,13 +30,13 @@ class Row:
 
     Attributes:
         id: tells it from the others.
-        prompt: what to complete; a string.
+        prompt: what to complete; an `Infill` where the middle is wanted.
         options: fields of GenerationConfig that are its own.
         line: its number, from 1, if it comes from a line.
     """
 
     id: Id
-    prompt: str
+    prompt: str | Infill
     options: Mapping[str, Any] = field(default_factory=dict)
     line: int | None = None
 
@@ -127,17 +128,25 @@ def _row_of_line(line: bytes, number: int) -> Row | Refused:
         for name in values:
             if name not in FIELDS:
                 raise ValueError(
-                    f"unknown field {checks.shown(name)}: a line has prompt and, if wanted, id and "
-                    "options, which holds the fields of GenerationConfig"
+                    f"unknown field {checks.shown(name)}: a line has prompt, or prefix and suffix, "
+                    "and, if wanted, id and options, which holds the fields of GenerationConfig"
                 )
-        if "prompt" not in values:
-            raise ValueError("prompt is missing")
-        if not isinstance(values["prompt"], str):
-            raise TypeError(f"prompt must be a string, got {checks.shown(values['prompt'])}")
-        options = _checked_options(values.get("options"))
-        return Row(number if given is None else given, values["prompt"], options, number)
+        prompt, options = _checked_prompt(values), _checked_options(values.get("options"))
+        return Row(number if given is None else given, prompt, options, number)
     except (TypeError, ValueError) as error:
         return Refused(checks.line(str(error)), given, number)
+
+
+def _checked_prompt(values: Mapping[str, Any]) -> str | Infill:
+    names = ("prefix", "suffix") if "prefix" in values or "suffix" in values else ("prompt",)
+    if len(names) == 2 and "prompt" in values:
+        raise ValueError("prompt does not go with prefix and suffix")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{name} is missing")
+        if not isinstance(values[name], str):
+            raise TypeError(f"{name} must be a string, got {checks.shown(values[name])}")
+    return Infill(values["prefix"], values["suffix"]) if len(names) == 2 else values["prompt"]
 
 
 def _checked_id(value: Any) -> Id | None:

@@ -24,7 +24,11 @@ STANDARD = "-"
 BATCH_SIZE = 32  # what serving has, too: beyond it, two cores have nothing more to give
 
 
-@with_options(loading=True, generation=True, shown={"batch_size": str(BATCH_SIZE)})
+@with_options(
+    loading=True,
+    generation=True,
+    shown={"batch_size": str(BATCH_SIZE), "allow_special_tokens": "no"},
+)
 def batch(
     source: Annotated[
         str,
@@ -77,6 +81,9 @@ def batch(
         if target is None:
             output()
             progress = bool(progress)  # a terminal's lines are the results'
+        generation.setdefault(
+            "allow_special_tokens", False
+        )  # a file may hold the name of any token
         with load({"batch_size": BATCH_SIZE, **loading}, **generation) as generator:
             work = Batch(generator, rows, target, overwrite)
             with _stopped_by_signals(work.stop) as signals:

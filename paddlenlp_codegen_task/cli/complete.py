@@ -40,7 +40,9 @@ class Prompt:
         return f"prompt {self.id}" if isinstance(self.id, int) else checks.line(self.id, 200)
 
 
-@with_options(loading=True, generation=True, shown={"token_healing": "yes"})
+@with_options(
+    loading=True, generation=True, shown={"token_healing": "yes", "allow_special_tokens": "no"}
+)
 def complete(
     prompt: Annotated[
         list[str] | None,
@@ -60,6 +62,15 @@ def complete(
             show_default=False,
         ),
     ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="What stands after the text that is wanted, for a model that infills, as CodeGen2 "
+            "does; with one prompt.",
+            metavar="TEXT",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Write a JSON object a prompt, one a line, as `batch` does."),
@@ -75,12 +86,20 @@ def complete(
     with told():
         tell()
         output()  # before anything that takes long
+        from paddlenlp_codegen_task.requests import Infill
+
         # What is typed ends anywhere; but who scores a prompt means it as it is.
         healing = generation.get("prompt_logprobs") is None
-        config = GenerationConfig(**{"token_healing": healing, **generation})
+        # A file may hold the name of any token.
+        usual = {"token_healing": healing, "allow_special_tokens": False}
+        config = GenerationConfig(**{**usual, **generation})
         one_text = config.num_return_sequences == 1 and (config.best_of or 1) == 1
         prompts = _prompts(prompt or [], file or [])
-        texts = [one.text for one in prompts]
+        texts: list[str | Infill] = [one.text for one in prompts]
+        if suffix is not None:
+            if len(prompts) > 1:
+                raise ValueError(f"--suffix goes with one prompt, and there are {len(prompts)}")
+            texts = [Infill(prompts[0].text, suffix)]
         with load(loading) as generator:
             try:
                 if len(prompts) == 1 and one_text and not as_json:

@@ -55,6 +55,7 @@ class Sampling:
             "repetition_penalty": 1.0,
             "prompt_overflow": "truncate_left",
             "prompt_lookup": False,
+            "allow_special_tokens": False,
             "seed": self.seed_of(temperature, *key),
         }
         if temperature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -16,6 +17,7 @@ from paddlenlp_codegen_task.model.spelling import Spelling
 
 END_OF_TEXT = "<|endoftext|>"
 _ID = re.compile("[0-9]{1,10}")
+_BRACKETED = re.compile(r"<[^\s<>]+>")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -58,6 +60,7 @@ class Tokenizer:
             self._bytes[token_id] = b"" if hidden else added.content.encode("utf-8")
         self._bytes[eos_token_id] = b""
         self._added = frozenset(self._bytes)
+        self._special = frozenset(special)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -80,22 +83,47 @@ class Tokenizer:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
         """Return the ids of `text`, nothing put before or after.
 
-        A special token's name in the text, such as "<|endoftext|>", becomes that token, as it
-        does in transformers.
+        Args:
+            text: any text.
+            allow_special: whether a special token's name in the text, such as "<|endoftext|>" or
+                "<mask_1>", becomes that token, as it does in transformers; else it is text like
+                any other, as tiktoken's encode_ordinary has it: for texts that nobody has read.
 
         Raises:
             ValueError: `text` holds a lone surrogate, which UTF-8 cannot express.
         """
+        backend = self._backend if allow_special else self._ordinary
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         except TypeError:
             if isinstance(text, str):
                 raise ValueError("the text holds a lone surrogate, not valid Unicode") from None
             raise
         return ids
+
+    def token_id(self, name: str) -> int | None:
+        """Return the id of the token with this name, such as "<sep>"; None if there is none."""
+        found: int | None = self._backend.token_to_id(name)
+        return found
+
+    @cached_property
+    def _ordinary(self) -> tokenizers.Tokenizer:
+        """The backend, but for the names of special tokens in texts.
+
+        Those are the tokens that are called special, and those in angle brackets, as CodeGen2's,
+        which its files list like any other. Runs of blanks stay tokens.
+        """
+        values = json.loads(self._backend.to_str())
+        for token in values["added_tokens"]:
+            name = token["content"]
+            special = token["special"] or name in self._special
+            token["special"] = bool(special or _BRACKETED.fullmatch(name))
+        backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+        backend.encode_special_tokens = True
+        return backend
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`: every blank as it was, special tokens left out.

@@ -70,7 +70,7 @@ def add_routes(app: FastAPI, completions: Completions) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> dict[str, Any]:
         asked = await read(request, TokenizeRequest, settings)
-        tokens = await asyncio.to_thread(tokenizer.encode, asked.prompt)
+        tokens = await asyncio.to_thread(tokenizer.encode, asked.prompt, False)
         texts = None
         if asked.return_token_strs:
             texts = [tokenizer.decode([token]) for token in tokens]

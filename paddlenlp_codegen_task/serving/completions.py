@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from paddlenlp_codegen_task.decoding.events import Finished, Text
 from paddlenlp_codegen_task.decoding.request import Request
-from paddlenlp_codegen_task.requests import Call, PromptTooLong
+from paddlenlp_codegen_task.model.infilling import Infilling
+from paddlenlp_codegen_task.requests import Call, Infill, PromptTooLong
 from paddlenlp_codegen_task.serving import protocol
 from paddlenlp_codegen_task.serving.async_engine import AsyncEngine, Overloaded
 from paddlenlp_codegen_task.serving.logprobs import LogProbs, TokenBytes, joined
@@ -83,10 +84,23 @@ class Completions:
         if self.engine.rows + rows > self.engine.max_rows:  # told before it takes any time
             raise Overloaded
         if asked.suffix:
-            raise RequestError("suffix: this model does not infill, leave it out", "suffix")
+            self._check_suffix(asked, found)
         if sum(map(len, found)) <= INLINE:
             return self._job(asked, found)
         return await asyncio.to_thread(self._job, asked, found)
+
+    @property
+    def infills(self) -> bool:
+        """Whether the model completes the middle of a text."""
+        return Infilling.of(self.tokenizer) is not None
+
+    def _check_suffix(self, asked: CompletionRequest, found: Sequence[str | protocol.Ids]) -> None:
+        if not self.infills:
+            raise RequestError("suffix: this model does not infill, leave it out", "suffix")
+        if not all(isinstance(prompt, str) for prompt in found):
+            raise RequestError("suffix: the prompt must be text, not tokens", "suffix")
+        if asked.truncate_prompt_tokens is not None:
+            raise RequestError("truncate_prompt_tokens does not go with suffix", "suffix")
 
     async def answer(self, job: Job) -> dict[str, Any]:
         """All of an answer."""
@@ -140,9 +154,11 @@ class Completions:
         options = protocol.generation_options(asked, self.settings.truncations)
         options["prompt_overflow"] = self.settings.overflow
         if "truncation" not in asked.model_fields_set:
-            options["truncation"] = self.settings.truncation
+            options["truncation"] = None if asked.suffix else self.settings.truncation
+        options["allow_special_tokens"] = False  # nobody has read what an editor sends
+        streamed, infill = bool(asked.stream), bool(asked.suffix)
         try:
-            call = self.engine.generator.call(streamed=bool(asked.stream), **options)
+            call = self.engine.generator.call(streamed=streamed, infill=infill, **options)
             requests = [self._request(asked, call, prompt, n) for n, prompt in enumerate(prompts)]
         except PromptTooLong as error:
             raise RequestError(
@@ -165,7 +181,7 @@ class Completions:
         """Texts of prompts, without what was dropped of them."""
         whole = asked.truncate_prompt_tokens is None and self.settings.overflow == "error"
         return [
-            prompt if whole and isinstance(prompt, str) else self._text(one)
+            prompt if isinstance(prompt, str) and (whole or asked.suffix) else self._text(one)
             for prompt, one in zip(prompts, requests, strict=True)
         ]
 
@@ -178,12 +194,14 @@ class Completions:
         self, asked: CompletionRequest, call: Call, prompt: str | protocol.Ids, number: int
     ) -> Request:
         most = asked.truncate_prompt_tokens
+        if asked.suffix:
+            return call.request(Infill(str(prompt), asked.suffix), number)
         if prompt == "":  # a new document, which the model has seen begin so
             prompt = [self.tokenizer.eos_token_id]
         if isinstance(prompt, str) and most is None:
             return call.request(prompt, number)
         if isinstance(prompt, str):
-            prompt = self.tokenizer.encode(prompt)
+            prompt = self.tokenizer.encode(prompt, allow_special=False)
         return call.request_of_ids(prompt, number, most)
 
 

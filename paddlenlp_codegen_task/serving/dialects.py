@@ -36,12 +36,13 @@ def add_routes(app: FastAPI, completions: Completions) -> None:
     #   "fastertransformer", prompt, max_tokens, temperature, stop: ["\n"] or []}, no `stream`; it
     #   shows choices[0].text.
     # - Copilot: {prompt, suffix, max_tokens, temperature, top_p, n, stop, stream: true, extra,
-    #   nwo, logprobs}. It cannot be told to send no suffix, so a suffix is never an error here, and
-    #   never used: what Copilot puts into it is not what a model was trained to fill in.
+    #   nwo, logprobs}. It cannot be told to send no suffix, so that is never an error here: a model
+    #   that does not infill completes what stands before it.
     @app.post("/v1/engines/{engine}/completions")
     async def complete(request: Request) -> Response:
         asked = await read(request, EngineRequest, completions.settings)
-        asked.suffix = None
+        if not completions.infills:
+            asked.suffix = None
         job = await completions.job(asked)
         if asked.stream:
             return await streamed(request, completions.stream(job), OPENAI)

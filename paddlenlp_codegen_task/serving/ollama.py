@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
@@ -41,6 +42,7 @@ from paddlenlp_codegen_task.serving.transport import Framing, line, read, stream
 LINES = Framing("application/x-ndjson", line, ollama_error)
 NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
 TEMPLATE = "{{ .Prompt }}"
+DEFAULT_MIDDLE = 128  # tokens of a middle, where num_predict does not say
 
 
 class Options(BaseModel):
@@ -194,8 +196,10 @@ async def _job(completions: Completions, asked: GenerateRequest) -> Job:
     context = completions.engine.generator.config.n_positions
     prompt: str | list[int] = asked.prompt
     most = max((asked.options or Options()).num_predict or 0, 0)
-    if not most or (asked.truncate is not False and most < context):
-        encode = completions.tokenizer.encode
+    if asked.suffix:  # how much of two texts fits is found later
+        most = most or DEFAULT_MIDDLE
+    elif not most or (asked.truncate is not False and most < context):
+        encode = partial(completions.tokenizer.encode, allow_special=False)
         few = len(asked.prompt) <= INLINE
         prompt = encode(asked.prompt) if few else await asyncio.to_thread(encode, asked.prompt)
         room = context - most if most else context - context // 2

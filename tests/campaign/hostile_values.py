@@ -198,7 +198,7 @@ _NUMBERS: dict[str, Callable[[float], bool]] = {
 }
 _BOOLEANS = {
     *("output_scores", "ignore_eos", "prompt_lookup", "from_hf_hub", "static_mode", "cuda_graph"),
-    *("progress", "is_static_model", "token_healing"),
+    *("progress", "is_static_model", "token_healing", "allow_special_tokens"),
 }
 _ONE_OF = {
     "decode_strategy": {"sampling", "greedy_search", "beam_search"},
@@ -213,6 +213,7 @@ GENERATION = [
     *("suppress_tokens", "length_penalty", "early_stopping", "num_return_sequences", "best_of"),
     *("logprobs", "output_scores", "seed", "truncation", "stop", "ignore_eos", "prompt_lookup"),
     *("prompt_overflow", "prompt_logprobs", "stop_token_ids", "token_healing"),
+    "allow_special_tokens",
 ]
 LOADING = [
     *("engine", "precision", "device", "num_threads", "home_path", "from_hf_hub", "static_mode"),

@@ -56,6 +56,10 @@ FIELDS: dict[str, list[tuple[list[str], Any]]] = {
     "ignore_eos": [(["--ignore-eos"], True), (["--no-ignore-eos"], False)],
     "prompt_lookup": [(["--prompt-lookup"], True), (["--no-prompt-lookup"], False)],
     "prompt_overflow": [(["--prompt-overflow=truncate_left"], "truncate_left")],
+    "allow_special_tokens": [
+        (["--allow-special-tokens"], True),
+        (["--no-allow-special-tokens"], False),
+    ],
 }
 LOADING: dict[str, tuple[list[str], Any]] = {
     "model": (["--model=builtin"], "builtin"),
