@@ -206,7 +206,9 @@ class Call:
         return self._request(self._model.tokenizer.decode(token_ids), token_ids, number)
 
     def _request(self, text: str, prompt_ids: list[int], number: int) -> Request:
-        healing = self._healing(prompt_ids) if self.config.token_healing else None
+        # What an infill's prompt ends with is no text that one has typed.
+        heals = self.config.token_healing and self._infilling is None
+        healing = self._healing(prompt_ids) if heals else None
         healed = 0
         if healing is not None:
             healed, prompt_ids = len(healing.text), prompt_ids[: -healing.count]

@@ -9,21 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import random_tensors, regrouped, write_safetensors
-from codegen_tokenizer import write_codegen_tokenizer
+from checkpoints import regrouped, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from infilling_model import CONFIG, tensors, write_infilling_model
 from transformers import AutoTokenizer, CodeGenForCausalLM
 
 from paddlenlp_codegen_task import CodeGenerator, Infill
-from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.infilling import Infilling
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
-CONFIG = CodeGenConfig(
-    vocab_size=51200, n_positions=128, n_embd=128, n_layer=1, n_head=8, rotary_dim=16, n_inner=64,
-    qkv_groups=8, eos_token_id=50256,
-)  # fmt: skip
 PREFIX, SUFFIX = "def add(a, b):\n    ", "\n\nprint(add(1, 2))\n"
 GREEDY: dict[str, Any] = {
     "decode_strategy": "greedy_search",
@@ -34,14 +29,7 @@ GREEDY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tensors = random_tensors(CONFIG)
-    tensors["lm_head.bias"][50295:] -= 10  # few special tokens by themselves
-    folder = write_safetensors(tmp_path_factory.mktemp("codegen2"), tensors, CONFIG)
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    values["qkv_groups"] = 8  # which a model of these sizes has to say
-    values.pop("head_dim", None)
-    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    return write_codegen_tokenizer(folder, codegen2=True)
+    return write_infilling_model(tmp_path_factory.mktemp("codegen2"))
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +46,11 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def theirs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    tensors = random_tensors(CONFIG)
-    tensors["lm_head.bias"][50295:] -= 10
-    for name in tensors:
+    found = tensors()
+    for name in found:
         if name.endswith("qkv_proj.weight"):
-            tensors[name] = regrouped(tensors[name], 8, 4)
-    other = write_safetensors(tmp_path_factory.mktemp("theirs"), tensors, CONFIG)
+            found[name] = regrouped(found[name], 8, 4)
+    other = write_safetensors(tmp_path_factory.mktemp("theirs"), found, CONFIG)
     return CodeGenForCausalLM.from_pretrained(other).eval()
 
 
@@ -168,7 +155,7 @@ def test_names_of_tokens_in_a_file_are_text(
     [[taken]] = generator.generate(text, **options)
     [[as_text]] = generator.generate(text, allow_special_tokens=False, **options)
     assert taken.prompt_tokens == len(tokenizer.encode(text)) < as_text.prompt_tokens == len(plain)
-    [one] = generator.infill(text, text, **GREEDY)
+    [one] = generator.infill(text, text, token_healing=True, **GREEDY)  # which is not for these
     assert one.prompt_tokens == 2 * len(plain) + 4
 
 
@@ -234,3 +221,35 @@ def test_rows_of_a_batch(generator: CodeGenerator, tmp_path: Path):
     assert reasons[3] == "suffix is missing"
     assert reasons[4] == "prompt does not go with prefix and suffix"
     assert reasons[5] == "prefix must be a string, got 3"
+
+
+def test_from_a_shell(folder: Path, home_path: Path, generator: CodeGenerator):
+    from typer.testing import CliRunner
+
+    from paddlenlp_codegen_task.cli import app
+
+    options = ["--home-path", str(home_path), "--device", "cpu", "--precision", "fp32"]
+    options += ["--decode-strategy", "greedy_search", "--repetition-penalty", "1"]
+    command = ["complete", PREFIX, "--suffix", SUFFIX, "--model", str(folder), *options]
+    done = CliRunner().invoke(app, [*command, "--max-length", "12"])
+    assert done.exit_code == 0, done.output
+    [middle] = generator.infill(PREFIX, SUFFIX, **GREEDY)
+    assert done.stdout.rstrip("\n") == middle.text.rstrip("\n")
+    done = CliRunner().invoke(app, [*command, "another"])
+    assert done.exit_code == 2
+    assert "--suffix goes with one prompt, and there are 2" in done.output
+
+
+def test_prompts_of_taskflow(folder: Path, home_path: Path, generator: CodeGenerator):
+    from paddlenlp import Taskflow
+
+    task = Taskflow(
+        "code_generation", task_path=str(folder), home_path=str(home_path), precision="fp32"
+    )
+    [middle] = generator.infill(PREFIX, SUFFIX, **GREEDY)
+    hole = {"prefix": PREFIX, "suffix": SUFFIX}
+    assert task(hole, **GREEDY) == [middle.text]
+    assert task([hole, "x = 1"], **GREEDY)[0] == middle.text
+    with pytest.raises(TypeError, match="a dict with prefix and suffix, got a dict with 'text'"):
+        task({"text": PREFIX})
+    task.task_instance._generator.close()
