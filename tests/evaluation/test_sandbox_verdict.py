@@ -44,6 +44,7 @@ def test_human_evals_own_solutions_pass() -> None:
         ("return c", "failed: NameError: name 'c' is not defined"),
         ("return a +", "failed: SyntaxError: invalid syntax (<completion>, line 3)"),
         ("return 1 / 0", "failed: ZeroDivisionError: division by zero"),
+        ("return {}['x']", "failed: KeyError: 'x'"),
         ("raise SystemExit(0)", "failed: SystemExit: 0"),
         ("raise SystemExit", "failed: SystemExit"),
         ("return add(a, b)", "failed: RecursionError: maximum recursion depth exceeded"),

@@ -197,6 +197,8 @@ class Checks:
             return False, self.peer.broken
         if failure is None:
             return True, ""
+        if self.peer.raised is not None and self.peer.raised[0] is failure:
+            return False, self.peer.raised[1]
         name, message = described(failure)
         if isinstance(failure, ProgramError):
             return False, message
