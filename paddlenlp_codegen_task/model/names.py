@@ -55,6 +55,13 @@ ADAPTER_WEIGHTS = (
 )
 
 
+def all_names(name: str) -> tuple[str, ...]:
+    """A model's name, and the other one that it has if it is one of CodeGen2's."""
+    other = dict(zip(CODEGEN2_MODELS, FORMER_NAMES, strict=True))
+    other |= {former: now for now, former in other.items()}
+    return (name, other[name]) if name in other else (name,)
+
+
 def explain_unknown(name: str) -> str:
     """One line for a `name` that is none of KNOWN_MODELS: the nearest one, and other ways."""
     if "codegen25" in name.lower() or "codegen2.5" in name.lower():
