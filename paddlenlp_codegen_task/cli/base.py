@@ -39,7 +39,7 @@ _NAMES = {
     **{
         name: "--" + name.replace("_", "-")
         for name in (
-            *(*_OF_LOADING, "from_hf_hub", "overflow", "log_level"),
+            *(*_OF_LOADING, "from_hf_hub", "overflow", "overwrite", "log_level"),
             *GenerationConfig.field_names(),
         )
     },
@@ -52,6 +52,17 @@ _OPTION = re.compile(rf"^(?:{_ANY})\b|\b(?:{'|'.join(name for name in _NAMES if 
 
 class Commands(TyperGroup):
     """Commands whose errors are one line each, and help where none is named."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options before a command; those that are not given are False.
+
+        What typer would make of None takes it a tenth of a second, whatever the command.
+        """
+        found = super().get_params(ctx)
+        for one in found:
+            if one.default is None and getattr(one, "is_flag", False):
+                one.default = False
+        return found
 
     def main(
         self,
@@ -74,6 +85,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:
             _forget_output()
             code = NO_READER
+        except OSError as error:  # of help, or of what else is written before a command begins
+            _fail_to_write(error)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -91,22 +104,51 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
     raise SystemExit(code)
 
 
+def write(text: str) -> None:
+    """Write a result.
+
+    Raises:
+        BrokenPipeError: nobody reads them any more.
+        SystemExit: it cannot be written.
+    """
+    try:
+        output().write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _fail_to_write(error)
+
+
 def flush() -> None:
-    """Have results where they belong before a command is said to have gone well.
+    """Have results where they belong, before a command goes on or is said to have gone well.
 
     Raises:
         BrokenPipeError: nobody reads them any more.
         SystemExit: they cannot be written.
     """
-    if sys.stdout is None:
-        return
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        _forget_output()
-        fail(f"cannot write to standard output: {error.strerror}")
+        _fail_to_write(error)
+
+
+def output() -> IO[str]:
+    """Standard output, for results.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if sys.stdout is None:
+        fail("standard output is closed")
+    return sys.stdout
+
+
+def _fail_to_write(error: OSError) -> NoReturn:
+    _forget_output()
+    fail(f"cannot write to standard output: {error.strerror or error}")
 
 
 def _forget_output() -> None:
@@ -169,7 +211,7 @@ def told(extra: str = "serve") -> Iterator[None]:
     except (TypeError, ValueError) as error:
         logger.debug("this cannot be", exc_info=True)
         fail(in_options(str(error)), USAGE)
-    except (OSError, RuntimeError, MemoryError) as error:  # as loading raises them
+    except (OSError, RuntimeError, MemoryError, FloatingPointError) as error:
         logger.debug("this has failed", exc_info=True)
         fail(in_options(str(error) or "there is too little memory"))
 
@@ -195,18 +237,16 @@ def log(level: str) -> None:
     logging.getLogger("paddlenlp_codegen_task").setLevel(number)
 
 
+class _Plain(logging.Formatter):
+    """One line, as errors are, with options as they are called on the command line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"paddlenlp-codegen: {checks.line(in_options(record.getMessage()), 600)}"
+
+
 def tell() -> None:
     """Write what takes long, and warnings, to standard error, and nothing of other packages."""
-    logging.basicConfig(format="paddlenlp-codegen: %(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("paddlenlp_codegen_task").setLevel(logging.INFO)
-
-
-def output() -> IO[str]:
-    """Standard output, for results.
-
-    Raises:
-        OSError: there is none.
-    """
-    if sys.stdout is None:
-        raise OSError("standard output is closed")
-    return sys.stdout

@@ -6,13 +6,13 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.cli.base import flush, output, say, tell, told
+from paddlenlp_codegen_task.cli.base import flush, output, say, tell, told, write
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
 from paddlenlp_codegen_task.generation_config import GenerationConfig
@@ -74,7 +74,7 @@ def complete(
     """
     with told():
         tell()
-        to_write = output()
+        output()  # before anything that takes long
         config = GenerationConfig(**generation)
         one_text = config.num_return_sequences == 1 and (config.best_of or 1) == 1
         prompts = _prompts(prompt or [], file or [])
@@ -82,13 +82,13 @@ def complete(
         with load(loading) as generator:
             try:
                 if len(prompts) == 1 and one_text and not as_json:
-                    _write_stream(generator.stream(texts[0], config), to_write)
+                    _write_stream(generator.stream(texts[0], config))
                     return
                 found = generator.generate(texts, config)
             except (TypeError, ValueError) as error:
-                raise type(error)(_named(str(error), prompts)) from error
+                raise ValueError(_named(str(error), prompts)) from error
         for one, completions in zip(prompts, found, strict=True):
-            to_write.write(_line(one, completions) if as_json else _listed(one, completions))
+            write(_line(one, completions) if as_json else _listed(one, completions))
 
 
 def _prompts(texts: list[str], files: list[str]) -> list[Prompt]:
@@ -141,15 +141,15 @@ def _named(message: str, prompts: list[Prompt]) -> str:
     return _NUMBERED.sub(lambda found: prompts[int(found[1])].name, message)
 
 
-def _write_stream(pieces: Iterable[str], to_write: IO[str]) -> None:
+def _write_stream(pieces: Iterable[str]) -> None:
     """Write a text as it comes, with an end of line."""
     last = ""
     for piece in pieces:
-        to_write.write(piece)
+        write(piece)
         flush()
         last = piece
     if not last.endswith("\n"):
-        to_write.write("\n")
+        write("\n")
 
 
 def _listed(prompt: Prompt, completions: list[Completion]) -> str:
@@ -164,9 +164,10 @@ def _listed(prompt: Prompt, completions: list[Completion]) -> str:
 
 
 def _line(prompt: Prompt, completions: list[Completion]) -> str:
-    """A JSON object: what was completed, and all that is known of its completions."""
-    values = [
-        {name: value for name, value in asdict(one).items() if value is not None}
-        for one in completions
-    ]
-    return json.dumps({"id": prompt.id, "completions": values}, ensure_ascii=False) + "\n"
+    """What `batch` writes of a row: its id, and all that is known of its completions."""
+    from paddlenlp_codegen_task.batch.completing import Completed
+    from paddlenlp_codegen_task.batch.results import as_json
+    from paddlenlp_codegen_task.batch.rows import Row
+
+    values = as_json(Completed(Row(prompt.id, prompt.text), completions))
+    return json.dumps(values, ensure_ascii=False) + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -107,10 +106,11 @@ _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
         },
     ),
     "home_path": (
-        Path,
+        str,
         ["--home-path"],
         {
             "help": "Folder for models and exports.",
+            "metavar": "PATH",
             "rich_help_panel": MODEL,
             "show_default": "$PPNLP_HOME, else ~/.paddlenlp",
         },

@@ -16,7 +16,7 @@ def draw(found: dict[str, Any]) -> bytes:
     published = found.get("published", {}).get("percent", {})
     results = found["results"]
     if "mode" in results[0]:
-        names = [f"{one['mode']}\nT={one['temperature']:g}" for one in results]
+        names = [f"{one['mode']}\n{_name(one['temperature'])}" for one in results]
         axis.bar(names, [100 * one["pass_rate"] for one in results], color="tab:blue", label="ours")
         marks = [published.get(one["mode"]) for one in results]
         there = [(name, mark) for name, mark in zip(names, marks, strict=True) if mark is not None]
@@ -27,8 +27,8 @@ def draw(found: dict[str, Any]) -> bytes:
     else:
         for one in results:
             ks = [int(k) for k in one["pass@k"]]
-            label = "samples" if one["temperature"] is None else f"T={one['temperature']:g}"
-            axis.plot(ks, [100 * one["pass@k"][str(k)] for k in ks], "-o", label=label)
+            rates = [100 * one["pass@k"][str(k)] for k in ks]
+            axis.plot(ks, rates, "-o", label=_name(one["temperature"]))
         if published:
             ks = [int(k) for k in published]
             axis.plot(ks, list(published.values()), "k--x", label="published")
@@ -43,3 +43,7 @@ def draw(found: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
+
+
+def _name(temperature: float | None) -> str:
+    return "samples" if temperature is None else f"T={temperature:g}"

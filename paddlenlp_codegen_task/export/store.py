@@ -98,14 +98,14 @@ def find_or_build(
             try:
                 build(draft)
                 _write_manifest(draft, parts)
-                _sync(draft)
+                sync(draft)
                 damaged = draft.with_name(draft.name + "-damaged")
                 if os.path.lexists(folder):
                     folder.rename(damaged)
                 draft.rename(folder)
-                _remove(damaged)
+                remove(damaged)
             finally:
-                _remove(draft)
+                remove(draft)
     return folder
 
 
@@ -241,7 +241,7 @@ def _damaged(file: Path) -> ExportError:
     return ExportError(f"{file} is damaged: it is not what was exported; export again")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove what is there, of whatever kind, as far as that is possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -257,11 +257,11 @@ def _remove_debris(root: Path, key: str) -> None:
     for draft in root.glob(".building-*"):
         other = draft.name.split("-")[1]
         if other == key:
-            _remove(draft)
+            remove(draft)
             continue
         try:
             with FileLock(root / f".{other}.lock", timeout=0):
-                _remove(draft)
+                remove(draft)
         except Timeout:
             continue
 
@@ -301,7 +301,7 @@ def _sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Have the files on disk before the rename that publishes them."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)

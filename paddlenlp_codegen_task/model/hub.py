@@ -13,6 +13,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,24 @@ def _sources(name: str, from_hf_hub: bool, home: Path) -> list[_Source]:
     endpoint = os.environ.get("PPNLP_ENDPOINT", "https://bj.bcebos.com/paddlenlp")
     hub = _HuggingFaceHub(name, Path(constants.HF_HUB_CACHE), constants.ENDPOINT)
     return [hub] if from_hf_hub else [_PaddleServer(name, home / "models", endpoint), hub]
+
+
+def out_of_reach(home: Path) -> dict[str, str]:
+    """Where models come from, and why it is out of reach now; "" where it is not.
+
+    Takes REACH_SECONDS at most. Of what is reached by way of a proxy, nothing is known.
+    """
+
+    def ask(source: _Source) -> str:
+        try:
+            _reach(source)
+        except _Lacking as error:
+            return str(error)
+        return ""
+
+    sources = _sources(names.DEFAULT_MODEL, False, home)
+    with ThreadPoolExecutor(len(sources)) as pool:
+        return dict(zip((one.label for one in sources), pool.map(ask, sources), strict=True))
 
 
 def _download(source: _Source, qkv_groups: int | None) -> Path:

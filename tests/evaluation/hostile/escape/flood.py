@@ -1,0 +1,7 @@
+"""Prints without end.
+
+Ends: timed out
+"""
+
+while True:
+    print("x" * 1_000_000)

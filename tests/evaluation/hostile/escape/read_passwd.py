@@ -1,0 +1,10 @@
+"""Reads the machine's list of users."""
+
+for path in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/root/.bashrc"):
+    try:
+        print("escaped: " + open(path).read())
+        break
+    except OSError:
+        pass
+else:
+    print("held")

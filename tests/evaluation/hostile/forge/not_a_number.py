@@ -1,0 +1,5 @@
+"""Gives the number that is neither more nor less than any other."""
+
+
+def add(a, b):
+    return float("nan")
