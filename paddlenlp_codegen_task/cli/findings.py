@@ -16,7 +16,7 @@ from typing import Literal
 
 from paddlenlp_codegen_task import __version__, checks
 from paddlenlp_codegen_task.cli.base import size_of
-from paddlenlp_codegen_task.loading import LoadOptions
+from paddlenlp_codegen_task.load_options import LoadOptions
 from paddlenlp_codegen_task.model import hub
 from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, PARAMETERS
 from paddlenlp_codegen_task.runtime import device

@@ -59,7 +59,7 @@ def models(
     with told():
         tell()
         output()  # before anything that takes long
-        from paddlenlp_codegen_task.loading import LoadOptions
+        from paddlenlp_codegen_task.load_options import LoadOptions
 
         home = LoadOptions(home_path=home_path).home
         known, exported = list(_known(home)), list(_exports(home))
