@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -108,6 +109,19 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what processes that were killed amid `write_file` have left beside `path`.
+
+    Nobody may be writing it.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    pattern = f".{glob.escape(path.name[:50])}-{'[0-9a-f]' * 16}"
+    for draft in path.parent.glob(pattern):
+        draft.unlink(missing_ok=True)
 
 
 def _finite(text: str) -> float:

@@ -43,7 +43,8 @@ class LoadOptions:
         if self.qkv_groups is not None:
             found["qkv_groups"] = checks.integer("qkv_groups", self.qkv_groups, 1, MOST_GROUPS)
         if self.adapter is not None:
-            found["adapter"] = checked_model("adapter", self.adapter)
+            expected = "a folder's path or a repository's name"
+            found["adapter"] = checked_model("adapter", self.adapter, expected)
         if self.home_path is not None:
             found["home_path"] = checks.path("home_path", self.home_path)
         for name, value in found.items():
@@ -64,7 +65,9 @@ class LoadOptions:
         return self.num_threads or len(os.sched_getaffinity(0))
 
 
-def checked_model(name: str, value: Any) -> str | Path:
-    """Return a model's name, or a folder's path, or raise an error that calls it `name`."""
-    path = checks.path(name, value, "a model's name or a folder's path")
+def checked_model(
+    name: str, value: Any, expected: str = "a model's name or a folder's path"
+) -> str | Path:
+    """Return a name, or a folder's path, or raise an error that calls it `name`."""
+    path = checks.path(name, value, expected)
     return checks.text(value) or path

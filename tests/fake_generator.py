@@ -23,7 +23,9 @@ def fake_generator(folder: Path, batch_size: int = 4, precision: str = "fp32") -
         precision: what it says that it runs in.
     """
     write_byte_tokenizer(folder, LETTERS.encode())
-    model = LoadedModel("fake", folder, precision, FakeRuntime(), Tokenizer.from_folder(folder))
+    tokenizer = Tokenizer.from_folder(folder)
+    ends = (tokenizer.eos_token_id,)
+    model = LoadedModel("fake", folder, precision, FakeRuntime(), tokenizer, ends)
     defaults = GenerationConfig(truncation=None, max_length=8, prompt_lookup=False)
     generator = CodeGenerator(model, defaults, batch_size)
     generator.runtime = model.runtime  # type: ignore[attr-defined]  # for tests to look at

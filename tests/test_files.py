@@ -231,3 +231,17 @@ def test_names_may_be_as_long_as_the_file_system_has_them(tmp_path: Path):
     with pytest.raises(OSError, match="too long"):
         write_file(tmp_path / ("a" * 256), b"text")
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path):
+    path = tmp_path / "report[1].json"
+    files.write_file(path, b"whole")
+    draft = tmp_path / f".report[1].json-{'0a' * 8}"
+    draft.write_bytes(b"ha")
+    names = (f".report[1].json-{'0a' * 7}", f".report1.json-{'0a' * 8}")
+    others = [tmp_path / name for name in names]
+    for other in others:
+        other.write_bytes(b"theirs")
+    files.remove_drafts(path)
+    assert {one.name for one in tmp_path.iterdir()} == {path.name, *(one.name for one in others)}
+    assert path.read_bytes() == b"whole"

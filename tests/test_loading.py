@@ -388,12 +388,13 @@ def test_groups_that_do_not_divide_the_heads(value: int, source: Path, tmp_path:
         load(source, tmp_path, qkv_groups=value)
 
 
-def write_adapter(folder: Path, scale: float = 1.0) -> Path:
+def write_adapter(folder: Path, scale: float = 1.0, width: int = CONFIG.n_embd) -> Path:
+    """A peft adapter of the second layer's qkv_proj."""
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
     name = "base_model.model.transformer.h.1.attn.qkv_proj.lora_"
-    shapes = {"A": (2, CONFIG.n_embd), "B": (3 * CONFIG.n_embd, 2)}
+    shapes = {"A": (2, width), "B": (3 * width, 2)}
     folder.mkdir(exist_ok=True)
     save_file(
         {
@@ -416,21 +417,10 @@ def test_an_adapter_is_merged_and_part_of_an_export(
 
     config = dataclasses.replace(CONFIG, n_embd=64, rotary_dim=16, n_inner=64)
     folder = write_model(tmp_path / "model", config, spread_tensors(config))
-    adapter = write_adapter(tmp_path / "adapter")
-    tensors = dict.fromkeys(expected_shapes(config))
-    values = {"A": (2, 64), "B": (192, 2)}
-    from safetensors.numpy import save_file
-
-    name = "base_model.model.transformer.h.1.attn.qkv_proj.lora_"
-    rng = np.random.default_rng(0)
-    save_file(
-        {f"{name}{one}.weight": rng.standard_normal(shape, np.float32)
-         for one, shape in values.items()},
-        adapter / "adapter_model.safetensors",
-    )  # fmt: skip
+    adapter = write_adapter(tmp_path / "adapter", width=64)
     with open_checkpoint(folder) as checkpoint, open_adapter(adapter) as lora:
         both = Merged(checkpoint, lora)
-        tensors = {one: both.read(one) for one in tensors}
+        tensors = {one: both.read(one) for one in expected_shapes(config)}
     whole = write_model(tmp_path / "whole", config, tensors)
     texts = {}
     for key, path, options in (
@@ -450,7 +440,7 @@ def test_an_adapter_is_merged_and_part_of_an_export(
     with pytest.raises(ValueError, match=r"adapter: .* was exported without") as raised:
         CodeGenerator.from_export(texts["plain"][1], adapter=adapter)
     assert "\n" not in str(raised.value)
-    write_adapter(copy, 2.0)
+    write_adapter(copy, 2.0, width=64)
     with pytest.raises(ValueError, match="or with another state of it: export again"):
         CodeGenerator.from_export(texts["adapter"][1], adapter=copy)
 

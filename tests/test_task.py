@@ -164,6 +164,24 @@ def test_threads_share_a_task(codegen: Any) -> None:
     assert [text for (text,) in together] == alone * 4
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"qkv_groups": 3}, "n_head must be divisible by 3, the number of groups of qkv_proj"),
+        ({"qkv_groups": "8"}, "qkv_groups must be an integer, got '8'"),
+        ({"adapter": "./nowhere"}, "adapter: there is no folder nowhere"),
+        ({"adapter": 3}, "adapter must be a folder's path or a repository's name, got 3"),
+        ({"lora_path": "x"}, "unknown option 'lora_path'; use adapter"),
+    ],
+)
+def test_options_of_the_weights_are_passed_on(
+    taskflow: Callable[..., Any], checkpoint: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError, OSError)) as raised:
+        taskflow(task_path=str(checkpoint), **options)
+    assert message in one_line(raised)
+
+
 # Models by name
 
 

@@ -18,7 +18,7 @@ from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.batch.completing import Completed, Outcome
 from paddlenlp_codegen_task.batch.finished import Keys, key_of
 from paddlenlp_codegen_task.batch.rows import Id, Refused
-from paddlenlp_codegen_task.files import check_regular, read_json, write_file
+from paddlenlp_codegen_task.files import check_regular, read_json, remove_drafts, write_file
 from paddlenlp_codegen_task.json_lines import JsonLines, lines
 from paddlenlp_codegen_task.requests import Completion
 
@@ -80,6 +80,7 @@ class Files:
                 self._refused.clear()
             else:  # now that nobody else writes
                 _check(path, self.errors, meta, made_of)
+            remove_drafts(meta)
             if not _hold_any(path, self.errors):
                 write_file(meta, json.dumps(made_of, indent=2, ensure_ascii=False).encode() + b"\n")
             self._read()

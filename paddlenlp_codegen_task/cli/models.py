@@ -14,7 +14,7 @@ import typer
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.cli.base import output, size_of, tell, told, write
-from paddlenlp_codegen_task.model.names import BUILTIN, PARAMETERS, SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import BUILTIN, SALESFORCE_MODELS, parameters
 
 _DEEPEST = 3  # folders below the store's in which an export may be: <owner>/<model>/<key>
 
@@ -95,10 +95,9 @@ def _known(home: Path) -> Iterator[Model]:
     from paddlenlp_codegen_task.model.config import CodeGenConfig
 
     for name in SALESFORCE_MODELS:
-        size = name.split("-")[-2]
         folder = hub.cached(name, home=home)
         there = (None, None) if folder is None else (str(folder), folder_bytes(folder))
-        yield Model(name, PARAMETERS[size] * 10**6, *there)
+        yield Model(name, parameters(name), *there)
     shapes = expected_shapes(CodeGenConfig.from_folder(BUILTIN_FOLDER))
     count = sum(map(math.prod, shapes.values()))
     yield Model(BUILTIN, count, str(BUILTIN_FOLDER), folder_bytes(BUILTIN_FOLDER))

@@ -13,7 +13,6 @@ from paddlenlp_codegen_task.evaluation.conversations import MODES
 from paddlenlp_codegen_task.evaluation.pass_at_k import mean_pass_at
 from paddlenlp_codegen_task.evaluation.run import Run
 from paddlenlp_codegen_task.evaluation.turns import perplexity, perplexity_by_turn
-from paddlenlp_codegen_task.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -191,12 +190,11 @@ def _number(value: float | None) -> str:
 def write(run: Run, found: dict[str, Any]) -> None:
     """Write a report into its run's folder: JSON, a table, and where matplotlib is here a plot."""
     content = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    write_file(run.folder / REPORT, content.encode())
-    write_file(run.folder / TABLE, table(found).encode())
+    files = {REPORT: content.encode(), TABLE: table(found).encode()}
     try:
         from paddlenlp_codegen_task.evaluation import plots
     except ImportError:
         logger.warning("no plot: it needs matplotlib, which is not here")
-        return
-    drawn = plots.draw(found)
-    write_file(run.folder / PLOT, drawn)
+    else:
+        files[PLOT] = plots.draw(found)
+    run.publish(files)

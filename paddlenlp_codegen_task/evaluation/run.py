@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from paddlenlp_codegen_task.evaluation.benchmark import Benchmark, Key, Line, Re
 from paddlenlp_codegen_task.evaluation.problems import read_lines
 from paddlenlp_codegen_task.evaluation.sampling import Sampling
 from paddlenlp_codegen_task.evaluation.sandbox import Sandbox
-from paddlenlp_codegen_task.files import read_json, write_file
+from paddlenlp_codegen_task.files import read_json, remove_drafts, write_file
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.json_lines import JsonLines
 
@@ -103,7 +103,10 @@ class Run:
             checked["sample"] = numbers[which] = numbers.get(which, -1) + 1
             lines.append(checked)
         run = cls(benchmark, folder, {"samples": digest.hexdigest()[:16]})
-        write_file(folder / SAMPLES, _written(lines))
+        with JsonLines(folder / SAMPLES):  # so that nobody else writes it
+            for name in (SETTINGS, SAMPLES):
+                remove_drafts(folder / name)
+            write_file(folder / SAMPLES, _written(lines))
         return run
 
     def complete(self, generator: CodeGenerator, sampling: Sampling, progress: Progress) -> None:
@@ -111,6 +114,8 @@ class Run:
         keys = self.benchmark.keys(sampling)
         path = self.folder / SAMPLES
         with JsonLines(path) as file:
+            for name in (SETTINGS, SAMPLES):
+                remove_drafts(self.folder / name)
             samples = self._by_key(file, path)
             progress(len(samples), 0)
             for lines in self.benchmark.complete(generator, sampling, samples.keys()):
@@ -149,6 +154,13 @@ class Run:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [results[self.benchmark.key_of(line)] for line in samples]
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Write files of the folder, by their names, as long as nobody else judges or writes."""
+        with JsonLines(self.folder / RESULTS):
+            for name, content in files.items():
+                remove_drafts(self.folder / name)
+                write_file(self.folder / name, content)
 
     def _judged(
         self,

@@ -203,11 +203,13 @@ def cached(name: str, *, from_hf_hub: bool = False, home: Path) -> Path | None:
     """Return the folder of a model that is wholly in PaddleNLP's or the hub's cache, else None."""
     if not from_hf_hub and name not in names.KNOWN_MODELS:
         return None
-    # The last is where PaddleNLP itself puts what it gets from the Hugging Face hub.
-    for place in (*_sources(name, from_hf_hub, home), _HuggingFaceHub(name, home / "models", "")):
-        config = next(filter(None, map(place.local, names.CONFIG_FILES)), None)
-        if config is not None and _complete(config.parent):
-            return config.parent
+    for one in names.all_names(name):
+        # The last is where PaddleNLP itself puts what it gets from the Hugging Face hub.
+        last = _HuggingFaceHub(one, home / "models", "")
+        for place in (*_sources(one, from_hf_hub, home), last):
+            config = next(filter(None, map(place.local, names.CONFIG_FILES)), None)
+            if config is not None and _complete(config.parent):
+                return config.parent
     return None
 
 

@@ -17,8 +17,9 @@ SALESFORCE_MODELS = (
 FORMER_NAMES = tuple(name.removesuffix("_P") for name in CODEGEN2_MODELS)
 KNOWN_MODELS = (*SALESFORCE_MODELS, *FORMER_NAMES)
 
-# Their parameters, in millions.
+# CodeGen's parameters, in millions; and CodeGen2's.
 PARAMETERS = {"350M": 357, "2B": 2779, "6B": 7064, "16B": 16032}
+_CODEGEN2_PARAMETERS = dict(zip(CODEGEN2_MODELS, (1015, 3641, 6863, 16032), strict=True))
 
 # The one that ships with the package.
 BUILTIN = "builtin"
@@ -56,6 +57,19 @@ ADAPTER_WEIGHTS = (
     "adapter_model.bin",
     "lora_model_state.pdparams",
 )
+
+
+def parameters(name: str) -> int:
+    """How many parameters one of SALESFORCE_MODELS has, to the million."""
+    millions = _CODEGEN2_PARAMETERS.get(name) or PARAMETERS[name.split("-")[-2]]
+    return millions * 10**6
+
+
+def all_names(name: str) -> tuple[str, ...]:
+    """A model's name, and the other one that it has if it is one of CodeGen2's."""
+    other = dict(zip(CODEGEN2_MODELS, FORMER_NAMES, strict=True))
+    other |= {former: now for now, former in other.items()}
+    return (name, other[name]) if name in other else (name,)
 
 
 def explain_unknown(name: str) -> str:

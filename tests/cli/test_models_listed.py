@@ -16,10 +16,12 @@ from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import BUILTIN, PARAMETERS, SALESFORCE_MODELS
+from paddlenlp_codegen_task.model.names import BUILTIN, PARAMETERS, SALESFORCE_MODELS, parameters
 
 ARCHITECTURES = {"350M": (20, 1024, 16), "2B": (32, 2560, 32), "6B": (33, 4096, 16)}
 ARCHITECTURES["16B"] = (34, 6144, 24)
+CODEGEN2 = {"1B": (16, 2048, 16), "3_7B": (16, 4096, 16), "7B": (32, 4096, 16)}
+CODEGEN2["16B"] = (34, 6144, 24)
 
 
 def listed(home: Path) -> dict[str, Any]:
@@ -29,10 +31,13 @@ def listed(home: Path) -> dict[str, Any]:
 
 def test_parameters_are_those_of_the_architectures():
     assert {*PARAMETERS} == {*ARCHITECTURES}
-    for size, (layers, width, heads) in ARCHITECTURES.items():
+    published = {f"Salesforce/codegen-{size}-nl": ARCHITECTURES[size] for size in ARCHITECTURES}
+    published |= {f"Salesforce/codegen2-{size}_P": CODEGEN2[size] for size in CODEGEN2}
+    assert {*published} == {one for one in SALESFORCE_MODELS if not one.endswith(("multi", "mono"))}
+    for name, (layers, width, heads) in published.items():
         config = CodeGenConfig(51200, 2048, width, layers, heads, 32, 4 * width)
         count = sum(map(math.prod, expected_shapes(config).values()))
-        assert PARAMETERS[size] == round(count / 1e6)
+        assert parameters(name) == round(count / 1e6) * 10**6
 
 
 def test_of_an_empty_home(tmp_path: Path):

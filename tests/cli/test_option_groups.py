@@ -74,6 +74,8 @@ LOADING: dict[str, tuple[list[str], Any]] = {
     "kv_cache_bytes": (["--kv-cache-bytes=3M"], 3 << 20),
     "prefix_cache_bytes": (["--prefix-cache-bytes=0"], 0),
     "draft_model": (["--draft-model=x"], "x"),
+    "qkv_groups": (["--qkv-groups=8"], 8),
+    "adapter": (["--adapter=a b"], "a b"),
 }
 
 

@@ -113,7 +113,7 @@ def test_help_lists_every_option():
         *("--prefix-cache-bytes", "--host", "--port", "--api-key", "--api-key-file"),
         *("--no-api-key", "--cors-origin", "--max-waiting", "--request-timeout", "--log-level"),
         *("--drain-seconds", "--overflow", "--truncation", "--max-body-bytes", "--max-prompts"),
-        *("--max-n", "--cuda-graph", "--no-token-healing"),
+        *("--max-n", "--cuda-graph", "--no-token-healing", "--qkv-groups", "--adapter"),
     }
     for panel in ("Model", "Speed and memory", "Where to listen, and who may ask", "Limits"):
         assert f"─ {panel} ─" in done.stdout

@@ -174,6 +174,21 @@ def test_codegen2_by_its_names(
     assert {request.file for request in server.gets()} == files.keys()
 
 
+@both
+def test_codegen2_cached_by_its_other_name(
+    server: FileServer, home: Path, from_hf_hub: bool
+) -> None:
+    """The hub has renamed the models: gigabytes are not fetched again for that."""
+    files = {**SMALL, "config.json": json.dumps(CODEGEN2).encode(), "pytorch_model.bin": WEIGHTS}
+    for asked, other in (("codegen2-1B", "codegen2-1B_P"), ("codegen2-7B_P", "codegen2-7B")):
+        of_hub = server.hub if from_hf_hub else server.paddle
+        of_hub[f"Salesforce/{other}"] = files
+        folder = fetch(f"Salesforce/{other}", from_hf_hub=from_hf_hub, home=home)
+        server.requests.clear()
+        assert fetch(f"Salesforce/{asked}", from_hf_hub=from_hf_hub, home=home) == folder
+        assert server.requests == []
+
+
 def test_a_configuration_that_does_not_tell_its_groups(server: FileServer, home: Path) -> None:
     name, config = "somebody/codegen2-tuned", {**CODEGEN2, "head_dim": None}
     files = {**SMALL, "config.json": json.dumps(config).encode(), "pytorch_model.bin": WEIGHTS}
