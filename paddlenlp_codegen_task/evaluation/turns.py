@@ -92,15 +92,17 @@ def same(value: Any, expected: Any) -> bool:
         value: plain, as the program has printed it.
         expected: as JSON has it.
     """
-    if type(value) is not type(expected):
-        try:
+    try:
+        if type(value) is not type(expected):
             if isinstance(expected, bool) or expected is None:
                 value, expected = str(value), str(expected)
+            elif isinstance(expected, dict):  # not made of pairs: keys may be chosen to take hours
+                return False
             else:
                 value = type(expected)(value)
-        except (TypeError, ValueError, OverflowError):
-            return False
-    return _equal(value, expected)
+        return _equal(value, expected)
+    except (TypeError, ValueError, OverflowError):  # of integers too large for a float, or a text
+        return False
 
 
 def _equal(value: Any, expected: Any) -> bool:

@@ -19,9 +19,11 @@ from engine_probe import until
 from fake_generator import LETTERS, fake_generator
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.batch import results
 from paddlenlp_codegen_task.batch.results import paths
 from paddlenlp_codegen_task.batch.rows import Refused, Row, Source, row_seed
 from paddlenlp_codegen_task.batch.run import Batch, Summary, complete_batch
+from paddlenlp_codegen_task.json_lines import JsonLines
 
 BAD = {3: b"nothing", 10: b'{"id": "r4"}', 17: b'{"prompt": "\xff"}', 30: b'{"prompt": ""}'}
 TOTAL = 40
@@ -284,6 +286,22 @@ def test_one_at_a_time(fake: CodeGenerator, source: Path, out: Path):
             complete_batch(fake, source, out, seed=1, overwrite=overwrite)
     assert batch.run().completed == TOTAL - len(BAD)
     assert complete_batch(fake, source, out, seed=1).before == TOTAL
+
+
+def test_one_that_came_in_between_is_seen(
+    fake: CodeGenerator, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another run has begun and ended after a look at the files, and before they are held."""
+
+    def late(path: Path) -> JsonLines:
+        monkeypatch.undo()
+        complete_batch(fake, source, out, seed=2)
+        return JsonLines(path)
+
+    monkeypatch.setattr(results, "JsonLines", late)
+    with pytest.raises(ValueError, match=r"out.jsonl is of other options \(seed 2, not 1\)"):
+        complete_batch(fake, source, out, seed=1)
+    assert complete_batch(fake, source, out, seed=2).before == TOTAL
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,13 @@ with box.start("printing", {"source": "while True: pass"}, result=writing) as ru
 """
 
 
+def test_a_harness_that_has_ended_meanwhile_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the kernel was asked to tell: the parent is then another process."""
+    box = sandbox("namespaces")
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 30)
+    assert last_printed(box, "print(1)").result == "failed: ended before its end"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_the_harness(way: str, number: int) -> None:
     sandbox(way)

@@ -112,7 +112,7 @@ def test_no_program_gets_out(
     if (way, name) == ("bubblewrap", "many_files"):
         pytest.skip("bubblewrap bounds the size of /tmp, not how many files are in it")
     program, ends = source("escape", name, targets)
-    limits = {"seconds": 1.5} if ends == ["timed out"] else {"seconds": 10.0}
+    limits = {"seconds": 1.5 if "timed out" in ends else 60.0}
     printed = last_printed(sandbox(way, **limits), program)
     assert (printed.value if printed.printed else printed.result) in ends
     assert printed.seconds < limits["seconds"] + 10
@@ -133,7 +133,7 @@ def test_they_do_get_out_where_there_is_no_sandbox(name: str, targets: dict[str,
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_program_passes_that_is_not_right(way: str, name: str) -> None:
     program, _ = source("forge", name)
-    seconds = 1.5 if name in ("stalls", "exception_without_end") else 10.0
+    seconds = 1.5 if name in ("stalls", "exception_without_end") else 60.0
     verdict = check_function(sandbox(way, seconds=seconds), PROMPT + program, "add", TEST, PROMPT)
     assert not verdict.passed
     assert verdict.result == "timed out" or verdict.result.startswith("failed: ")

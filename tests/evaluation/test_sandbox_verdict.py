@@ -44,6 +44,7 @@ def test_human_evals_own_solutions_pass() -> None:
         ("return c", "failed: NameError: name 'c' is not defined"),
         ("return a +", "failed: SyntaxError: invalid syntax (<completion>, line 3)"),
         ("return 1 / 0", "failed: ZeroDivisionError: division by zero"),
+        ("return {}['x']", "failed: KeyError: 'x'"),
         ("raise SystemExit(0)", "failed: SystemExit: 0"),
         ("raise SystemExit", "failed: SystemExit"),
         ("return add(a, b)", "failed: RecursionError: maximum recursion depth exceeded"),
@@ -87,6 +88,8 @@ def test_a_program_that_does_not_end() -> None:
         ("return a + b", "assert f(b=[1], a=[2]) == [2, 1]"),
         ("yield a\n    yield b", "assert list(f(1, 2)) == [1, 2]"),
         ("return map(str, (a, b))", "assert ''.join(f(1, 2)) == '12'"),
+        ("return {a: 0, b: 0}.keys()", "assert tuple(f(1, 2)) == (1, 2)"),
+        ("return range(a, b)", "assert sorted(f(1, 4)) == [1, 2, 3]"),
         ("return lambda c: a + b + c", "assert f(1, 2)(3) == 6"),
         ("return lambda: (lambda: a)", "assert f(1, 2)()() == 1"),
         ("return a(b)", "assert f(lambda x: 2 * x, 4) == 8"),
@@ -113,6 +116,7 @@ def test_values_go_both_ways(body: str, test: str) -> None:
         ("return object()", "assert f(1, 2) < 3", "TypeError"),
         ("return object()", "assert 3 in f(1, 2)", "TypeError"),
         ("return lambda: 0", "assert len(f(1, 2)) == 3", "TypeError"),
+        ("return iter(range(10 ** 9))", "assert 3 in f(1, 2)", "TypeError"),
         ("return a", "import datetime; f(datetime.date(2000, 1, 1), 0)", "the tests pass a date"),
         ("return a", "f(eval, 0)", "the tests pass a builtin_function_or_method"),
         ("x = []\n    x.append(x)\n    return x", "f(0, 0)", "containers in one another"),
@@ -170,7 +174,7 @@ def check(candidate):
     stack.push(3)
     assert len(stack) == 3 and stack
     assert stack.pop() == 3
-    assert stack[0] == 1 and list(stack) == [1, 2]
+    assert stack[0] == 1 and list(stack) == [1, 2] and 2 in stack and 3 not in stack
     assert stack == Stack(1, 2) and stack != Stack(1)
     assert stack + Stack(5) == Stack(1, 2, 5)
     assert isinstance(stack, Stack) and not isinstance(3, Stack)

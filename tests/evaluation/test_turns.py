@@ -66,7 +66,14 @@ def test_values_that_are_the_same(value: Any, expected: Any):
         ([], {"a": 1}),
         ({"a": 1}, {"a": {"b": 1}}),
         (math.inf, 3),
+        (10**400, 1.5),
+        ([10**400], [1.5]),
+        (10**5000, "1"),
+        ({10**5000: 1}, {"a": 1}),
+        ("9" * 5000, 9),
+        ([(((1 << 61) - 1) * n, 0) for n in range(200_000)], {"a": 1}),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_values_that_are_not(value: Any, expected: Any):
     assert not same(value, expected)

@@ -113,19 +113,18 @@ def enter_root(view: dict[str, Any]) -> None:
     read_only("/", view["numbers"], fixed, below=False)
 
 
-def end_with_parent(alive: int | None) -> None:
-    """Be killed when the parent ends.
-
-    Args:
-        alive: a pipe whose other end only the parent holds: it may have ended already.
-    """
+def end_with_parent() -> None:
+    """Be killed when the parent ends."""
     call("prctl", libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
-    if alive is not None:
-        poll = select.poll()
-        poll.register(alive, 0)
-        if poll.poll(0):
-            os._exit(1)
-        os.close(alive)
+
+
+def end_if_closed(alive: int) -> None:
+    """End if the other end of a pipe is closed, which only the parent held: it ended before."""
+    poll = select.poll()
+    poll.register(alive, 0)
+    if poll.poll(0):
+        os._exit(1)
+    os.close(alive)
 
 
 def fork(descriptors: list[int]) -> None:
@@ -138,7 +137,8 @@ def fork(descriptors: list[int]) -> None:
         os.waitpid(child, 0)
         os._exit(0)
     os.close(parents)
-    end_with_parent(alive)
+    end_with_parent()
+    end_if_closed(alive)
 
 
 def load_modules(modules: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,10 +160,14 @@ def main(job: dict[str, Any]) -> None:
     """Do the job; what goes wrong before the role begins is told on standard error."""
     descriptors = [job[name] for name in ("read", "write", "result") if name in job]
     try:
+        parent = job.pop("parent")
+        if parent is not None:
+            end_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
         if "view" in job:
-            end_with_parent(None)
             enter(job.pop("view"))
-            end_with_parent(None)  # new credentials may have forgotten it
+            end_with_parent()  # new credentials may have made the kernel forget it
             fork(descriptors)
         os.chdir(job["folder"])
         sys.path += job["packages"]

@@ -188,6 +188,7 @@ class Sandbox:
         inside: dict[str, Any] = {
             **job, **descriptors,
             "role": role,
+            "parent": None if self.way == "bubblewrap" else os.getpid(),
             "limits": asdict(self.limits),
             "packages": list(self._view.packages),
             "environment": _ENVIRONMENT,

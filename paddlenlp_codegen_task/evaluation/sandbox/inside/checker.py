@@ -6,7 +6,7 @@ use) is run here anew, so a program that redefines a helper changes nothing for 
 
 Where values are not plain, objects stay in the program's process and the tests get a stand-in:
 
-- A function or an iterator can be called or gone through, whatever the problem: no plain value can
+- A function can be called, and an iterator gone through, whatever the problem: no plain value can
   be called, so a test that does so wants that. It equals nothing but itself, has no attributes and
   takes part in no operation: an object whose `__eq__` is always true, or that answers a test's
   `in` or `<`, gains nothing.
@@ -50,7 +50,12 @@ class Remote:
         return self._peer.ask("call", self, list(arguments), keywords)
 
     def __iter__(self) -> Remote:
-        return self
+        found = self._peer.ask("iter", self)
+        return found if isinstance(found, Remote) else iter(found)
+
+    def __contains__(self, value: object) -> bool:
+        # One that goes through all values that there are would hold the expected one as well.
+        raise TypeError(f"argument of type {type(self).__name__!r} is no container")
 
     def __next__(self) -> object:
         return self._peer.ask("next", self)
@@ -71,9 +76,8 @@ class RemoteObject(Remote):
     def __instancecheck__(self, value: object) -> bool:
         return isinstance(value, RemoteObject) and self._peer.ask("isinstance", value, self) is True
 
-    def __iter__(self) -> Remote:
-        found = self._peer.ask("iter", self)
-        return found if isinstance(found, Remote) else iter(found)
+    def __contains__(self, value: object) -> bool:
+        return any(one is value or one == value for one in self)
 
     def __len__(self) -> int:
         return int(self._peer.ask("len", self))
@@ -193,6 +197,8 @@ class Checks:
             return False, self.peer.broken
         if failure is None:
             return True, ""
+        if self.peer.raised is not None and self.peer.raised[0] is failure:
+            return False, self.peer.raised[1]
         name, message = described(failure)
         if isinstance(failure, ProgramError):
             return False, message

@@ -57,6 +57,8 @@ class Peer:
 
     Attributes:
         broken: why there is nothing more to expect, once that is so.
+        raised: the last exception of the other side's, and its text there (KeyError's, made anew,
+            would be quoted twice).
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Peer:
         self._read, self._write, self._answer = read, write, answer
         self._other, self._referent = other, referent
         self.broken: str | None = None
+        self.raised: tuple[Exception, str] | None = None
 
     def ask(self, *call: object) -> Any:
         """Call the other side, and return or raise what it answers.
@@ -86,7 +89,9 @@ class Peer:
         kind, content = answer
         if kind == "value":
             return content
-        raise rebuilt(*content)
+        error = rebuilt(*content)
+        self.raised = error, ": ".join(filter(None, content))
+        raise error
 
     def serve(self, first: BaseException | None = None) -> None:
         """Say that this side is ready (or what kept it from that), then answer until the end."""
