@@ -56,7 +56,6 @@ def test_a_blank_at_the_end_changes_nothing(builtin: CodeGenerator):
     ("prompt", "begins"),
     [
         ("def add(a, b):\n    ret", "urn a + b"),
-        ("def add(a, b):\n    retur", "n a + b"),
         ("def add(a, b):\n    return a + ", "b"),
         ("def add(a, b)", ":\n"),
         ("import os\nimport sy", "s"),
@@ -160,6 +159,7 @@ def test_what_is_not_taken_back(builtin: CodeGenerator):
 def test_tokens_that_spell_the_prompt_end_no_text(builtin: CodeGenerator):
     [line_end] = builtin.tokenizer.encode("\n")
     options: dict[str, Any] = {**GREEDY, "token_healing": True, "stop_token_ids": [line_end]}
+    options["max_length"] = 80
     [[found]] = builtin.generate("x = 1\n", min_length=3, **options)
     assert found.token_ids[0] == line_end
     assert len(found.token_ids) >= 3
@@ -293,12 +293,12 @@ def test_equals_transformers_where_both_apply(
 def of_bytes(home_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CodeGenerator]:
     config = CodeGenConfig(
         vocab_size=300,
-        n_positions=128,
-        n_embd=32,
+        n_positions=256,
+        n_embd=64,
         n_layer=1,
         n_head=4,
-        rotary_dim=8,
-        n_inner=128,
+        rotary_dim=16,
+        n_inner=256,
         eos_token_id=256,
     )
     folder = write_model(tmp_path_factory.mktemp("bytes"), config, random_tensors(config, 3))

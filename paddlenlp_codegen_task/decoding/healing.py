@@ -91,7 +91,8 @@ class Healing:
             return None
         at = len(spelled)
         if at not in self._at:
-            self._at[at] = np.sort(np.concatenate(list(self._parts(at))))
+            parts = [ids for ids in self._parts(at) if len(ids)]
+            self._at[at] = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
         return self._at[at]
 
     def _parts(self, at: int) -> Iterator[Ids]:

@@ -60,6 +60,8 @@ class Completions:
         self.engine = engine
         self.settings = settings
         self.tokenizer = engine.generator.tokenizer
+        if settings.token_healing:
+            _ = self.tokenizer.spelling  # made now: the first request would hold up all others
 
     async def job(self, asked: CompletionRequest) -> Job:
         """Check a request.

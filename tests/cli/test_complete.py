@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import done, of_builtin, refused
+from commands import done, invoke, of_builtin, refused
 
 from paddlenlp_codegen_task import CodeGenerator
 
@@ -31,7 +31,7 @@ def command(home_path: Path) -> list[str]:
 def expected(builtin: CodeGenerator) -> Callable[[str], str]:
     def complete(prompt: str) -> str:
         options: Any = {"decode_strategy": "greedy_search", "max_length": 12}
-        return builtin.generate(prompt, **options)[0][0].text
+        return builtin.generate(prompt, token_healing=True, **options)[0][0].text
 
     return complete
 
@@ -43,6 +43,24 @@ def with_end(text: str) -> str:
 def test_a_prompt(command: list[str], expected: Callable[[str], str]):
     assert expected(PROMPT)
     assert done([*command, PROMPT]) == with_end(expected(PROMPT))
+
+
+def test_a_prompt_may_end_anywhere(command: list[str], builtin: CodeGenerator):
+    """By default; but whoever scores it means it as it is."""
+    prompt = PROMPT + " "
+    assert done([*command, prompt]).startswith("a + b")
+    options: Any = {"decode_strategy": "greedy_search", "max_length": 12}
+    [[plain]] = builtin.generate(prompt, **options)
+    assert plain.text != "a + b"
+    assert done([*command, "--no-token-healing", prompt]) == with_end(plain.text)
+    scored = json.loads(done([*command, "--json", "--prompt-logprobs=0", prompt]))
+    assert scored["completions"][0]["text"] == plain.text
+    assert refused([*command, "--token-healing", "--prompt-logprobs=0", prompt]).startswith(
+        "--token-healing does not go with --prompt-logprobs: "
+    )
+    shown = invoke(["complete", "--help"], COLUMNS="120", NO_COLOR="1").stdout
+    assert " --token-healing " in shown
+    assert " --no-token-healing " in shown
 
 
 @pytest.mark.parametrize("given", [[], ["-"], ["--file", "-"]])
@@ -95,7 +113,12 @@ def test_several_completions(home_path: Path, builtin: CodeGenerator):
     options = ["--num-return-sequences=3", "--seed=5", "--max-length=6", "--no-truncation"]
     written = done(["complete", *of_builtin(home_path), *options, "x ="])
     [completions] = builtin.generate(
-        "x =", num_return_sequences=3, seed=5, max_length=6, truncation=None
+        "x =",
+        num_return_sequences=3,
+        seed=5,
+        max_length=6,
+        truncation=None,
+        token_healing=True,
     )
     assert written == "".join(
         f"==> 1, {number} of 3 <==\n{with_end(one.text)}"
@@ -117,6 +140,7 @@ def test_json(home_path: Path, builtin: CodeGenerator):
         truncation=None,
         logprobs=1,
         output_scores=True,
+        token_healing=True,
     )
     for line, completions in zip((first, second), found, strict=True):
         assert len(line["completions"]) == 2

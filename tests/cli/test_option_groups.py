@@ -53,6 +53,8 @@ FIELDS: dict[str, list[tuple[list[str], Any]]] = {
         (["--no-truncation"], None),
     ],
     "stop": [(["--stop=a"], "a"), (["--stop=a", "--stop=b c"], ["a", "b c"])],
+    "token_healing": [(["--token-healing"], True), (["--no-token-healing"], False)],
+    "stop_token_ids": [(["--stop-token-ids=5", "--stop-token-ids=6"], [5, 6])],
     "ignore_eos": [(["--ignore-eos"], True), (["--no-ignore-eos"], False)],
     "prompt_lookup": [(["--prompt-lookup"], True), (["--no-prompt-lookup"], False)],
     "prompt_overflow": [(["--prompt-overflow=truncate_left"], "truncate_left")],
