@@ -17,8 +17,10 @@ lint: $(VENV)/dev.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: each may hold a model and Paddle, about 2 GB.
+JOBS ?= 2
 suite: $(VENV)/dev.done
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke

@@ -138,6 +138,7 @@ setup(
             "openai",
             "playwright",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "scipy",
             *EVALUATE,

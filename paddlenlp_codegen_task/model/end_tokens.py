@@ -52,7 +52,7 @@ def of(folder: Path, config: CodeGenConfig, tokenizer: Tokenizer) -> tuple[int, 
         if tokenizer.is_ordinary(token_id):
             logger.warning(
                 "%s: %s.json names %d as the end of a text, which is the ordinary text %s: not "
-                "taken for an end; to end there pass it as stop",
+                "taken for an end; to end there pass it as stop_token_ids",
                 folder,
                 file,
                 token_id,
