@@ -101,8 +101,8 @@ class GenerationConfig:
             context: "error", or "truncate_left" to drop its beginning; of an infill's texts, what
             is furthest from the middle.
         allow_special_tokens: whether a special token's name in a prompt, such as "<|endoftext|>",
-            becomes that token, as in transformers; False takes it for text like any other, which
-            an infill's texts always are.
+            becomes that token, as in transformers, or is text like any other, as the names in an
+            infill's texts always are.
     """
 
     max_length: int = 128

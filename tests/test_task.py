@@ -454,7 +454,7 @@ def test_any_values_of_a_task(options: dict[str, Any]) -> None:
         ([["x"]], {}, TypeError, "prompt 0 must be a str, got list"),
         ([], {}, ValueError, "prompts must not be an empty list"),
         (None, {}, TypeError, "prompts must be a str or a list of str, got NoneType"),
-        ({"text": "x"}, {}, TypeError, "prompts must be a str or a list of str, got dict"),
+        ({"text": "x"}, {}, TypeError, "prompt 0 must be a str, or a dict with prefix and suffix"),
         (["x", "\ud800"], {}, ValueError, "prompt 1: the text holds a lone surrogate"),
         ("x" * 200, {"max_length": 100}, ValueError, "prompt 0 has 200 tokens"),
         (["x", "y" * 300], {}, ValueError, "prompt 1 has 300 tokens"),

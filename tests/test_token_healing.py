@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, CodeGenForCausalLM
 from paddlenlp_codegen_task import CodeGenerator, GenerationConfig
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.requests import Call
 
 ADD = "def add(a, b):\n    return "
 PROMPTS = [
@@ -210,16 +209,6 @@ def test_it_does_not_go_with_prompt_logprobs(builtin: CodeGenerator):
         builtin.generate(ADD, token_healing=True, prompt_logprobs=0)
     with pytest.raises(TypeError, match=r"^token_healing must be True or False, got 1$"):
         builtin.generate(ADD, token_healing=1)
-
-
-def test_a_call_may_have_further_ends(builtin: CodeGenerator):
-    model = builtin._model
-    [ends] = builtin.tokenizer.encode("\n")
-    config = GenerationConfig(**{**GREEDY, "seed": None})
-    call = Call(model, config, 1, list, further_ends=(ends,))
-    parameters = call.request("x", 0).parameters
-    assert parameters.eos_token_ids == (*model.eos_token_ids, ends)
-    assert parameters.ends[ends] == "eos"
 
 
 def test_a_session_heals_its_turns(builtin: CodeGenerator):
