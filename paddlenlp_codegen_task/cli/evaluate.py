@@ -23,10 +23,13 @@ logger = logging.getLogger(__name__)
 
 _WHAT, _HOW = "What is evaluated", "How programs are run"
 HUMAN_EVAL, MTPB = "human-eval", "mtpb"
+BATCH_SIZE = 64
 DEFAULT_CACHE = 1 << 30  # bytes, of the prefix cache that turns go on from
 
 
-@with_options(loading=True, shown={"prefix_cache_bytes": "1G for mtpb, else 0", "batch_size": "32"})
+@with_options(
+    loading=True, shown={"prefix_cache_bytes": "1G for mtpb, else 0", "batch_size": str(BATCH_SIZE)}
+)
 def evaluate(
     benchmark: Annotated[
         str,
@@ -213,7 +216,7 @@ def _completed(benchmark: Benchmark, out: Path, loading: dict[str, Any], samplin
     """Have a model complete what is not completed yet."""
     from paddlenlp_codegen_task.evaluation.run import Run
 
-    options = {"batch_size": 32, **loading}
+    options = {"batch_size": BATCH_SIZE, **loading}
     if benchmark.name == MTPB:
         options.setdefault("prefix_cache_bytes", DEFAULT_CACHE)
     with load(options) as generator:
