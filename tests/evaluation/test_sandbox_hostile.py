@@ -117,6 +117,7 @@ def test_no_program_gets_out(
     assert (printed.value if printed.printed else printed.result) in ends
     assert printed.seconds < limits["seconds"] + 10
     assert victim.poll() is None
+    assert not [home for home in targets["HOMES"] if (Path(home) / "written").exists()]
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -8,7 +8,10 @@ for folder in ("/", "/dev", "/sandbox", "/sandbox/inside", "/usr/lib", "/lib", *
     try:
         with open(os.path.join(folder, "written"), "w") as file:
             file.write("here")
-        written.append(folder)
+        # Its own /tmp may have a folder of this name, where packages are shown that lie in one: the
+        # test looks at the folder itself.
+        if not folder.startswith("/tmp/"):
+            written.append(folder)
     except OSError:
         pass
 print(f"escaped: {written}" if written else "held")
