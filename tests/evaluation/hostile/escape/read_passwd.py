@@ -1,6 +1,6 @@
 """Reads the machine's list of users."""
 
-for path in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/root/.bashrc"):
+for path in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/fstab"):
     try:
         print("escaped: " + open(path).read())
         break
