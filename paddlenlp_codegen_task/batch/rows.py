@@ -77,11 +77,13 @@ class Source:
         identity: of their content, the same as long as that is; None where it passes once.
         count: how many there are; None where that is not known.
         pieces: makes an iterator of what all of them come in, the same pieces every time.
+        anywhere: whether other machines can read the pieces, too.
     """
 
     identity: str | None
     count: int | None
     pieces: Callable[[], Iterator[Piece]]
+    anywhere: bool = False
 
     def rows(self) -> Iterator[Row | Refused]:
         """All of them, from the first on."""
