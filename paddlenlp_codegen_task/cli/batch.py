@@ -5,20 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task.cli import ray as on_ray
 from paddlenlp_codegen_task.cli.base import FAILED, INTERRUPTED, output, say, tell, told
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
 
 if TYPE_CHECKING:
     from paddlenlp_codegen_task.batch.rows import Source
-    from paddlenlp_codegen_task.batch.run import Summary
+    from paddlenlp_codegen_task.batch.run import Batch, Summary
+    from paddlenlp_codegen_task.distributed.batch import RayBatch
 
 STANDARD = "-"
 BATCH_SIZE = 32  # what serving has, too: beyond it, two cores have nothing more to give
@@ -61,6 +63,8 @@ def batch(
             show_default="where standard error is a terminal",
         ),
     ] = None,
+    ray: on_ray.Address = None,
+    workers: on_ray.Workers = None,
     *,
     loading: dict[str, Any],
     generation: dict[str, Any],
@@ -72,8 +76,9 @@ def batch(
 
     Exit code 1 tells that there are rows in OUT.errors.jsonl.
     """
-    with told():
+    with told("serve" if ray is None else "ray"):
         tell()
+        on_ray.check(ray, workers)
         from paddlenlp_codegen_task.batch.run import Batch, check_apart
 
         target = None if out == STANDARD else checks.path("OUT", out, "a file's path")
@@ -84,11 +89,37 @@ def batch(
         generation.setdefault(
             "allow_special_tokens", False
         )  # a file may hold the name of any token
-        with load({"batch_size": BATCH_SIZE, **loading}, **generation) as generator:
-            work = Batch(generator, rows, target, overwrite)
+        loading = {"batch_size": BATCH_SIZE, **loading}
+        with ExitStack() as stack:
+            work: Batch | RayBatch
+            if ray is None:
+                generator = stack.enter_context(load(loading, **generation))
+                work = Batch(generator, rows, target, overwrite)
+            else:
+                work = _on_ray(stack, ray, workers, rows, target, overwrite, loading | generation)
             with _stopped_by_signals(work.stop) as signals:
                 summary = work.run(progress)
     _end(summary, signals, rows.identity is not None and target is not None)
+
+
+def _on_ray(
+    stack: ExitStack,
+    address: str,
+    workers: str | None,
+    rows: Source,
+    target: Path | None,
+    overwrite: bool,
+    options: dict[str, Any],
+) -> RayBatch:
+    """The same work on a cluster, to which this process is connected as long as `stack` is."""
+    from paddlenlp_codegen_task.distributed.batch import RayBatch
+    from paddlenlp_codegen_task.distributed.cluster import connected
+
+    if target is None:
+        raise ValueError("OUT: standard output does not go with --ray, give a file")
+    stack.enter_context(connected(address))
+    model = options.pop("model", None)
+    return RayBatch.of(model, rows, target, overwrite, workers, **options)
 
 
 def _source(given: str, target: Path | None, check_apart: Callable[[Path, Path], None]) -> Source:

@@ -6,6 +6,7 @@ import copy
 import logging
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.annotations import RayDeprecationWarning
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.distributed.cluster import Pool
@@ -105,7 +107,9 @@ class Job:
         context.execution_options.preserve_order = False
         for name in ("ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with DataContext.current(context):
+        with DataContext.current(context), warnings.catch_warnings():
+            # Two options below have no other place yet; the extra's upper bound knows of it.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
             dataset = ray.data.read_datasource(
                 Pieces(pieces, anywhere),
                 num_cpus=0,

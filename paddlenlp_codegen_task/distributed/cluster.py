@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import ray
 from paddlenlp_codegen_task import checks
 
 logger = logging.getLogger(__name__)
+
+_SECONDS = 10.0  # that connecting may take
 
 _ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}")
 _WORKERS = re.compile("([0-9]{1,6})(?::([0-9]{1,6}))?")
@@ -30,22 +34,39 @@ def connected(address: str) -> Iterator[None]:
         ValueError: the address can be none.
         ConnectionError: nothing answers there.
     """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)  # as Ray has it
     address = _checked(address)
     if ray.is_initialized():
         yield
         return
+    if address != "auto":
+        _ask(address)
+    # What Ray's native code says on its own account.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address == "auto":
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
-        else:
-            message = f"no Ray cluster answers at {address}: {checks.line(str(error), 200)}"
-        raise ConnectionError(f"ray: {message}") from error
+            raise ConnectionError(f"ray: {message}") from error
+        raise ConnectionError(f"ray: {address}: {checks.line(str(error), 200)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _ask(address: str) -> None:
+    """Raise a ConnectionError if nothing answers at an address: Ray would ask for ever."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"ray: nothing answers at {address} ({error}): give the address that "
+            "`ray start --head` told"
+        ) from error
 
 
 def _checked(address: str) -> str:
