@@ -7,7 +7,7 @@ own, and they are beta. Here a row is done once the driver has written it, as wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
@@ -64,6 +64,7 @@ class RayBatch:
         batch_size: int,
         source: Source,
         results: Results,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare to complete rows.
 
@@ -73,7 +74,10 @@ class RayBatch:
             batch_size: of the generators.
             source: where rows come from; not a stream.
             results: where they end up.
+            options: fields of GenerationConfig, for rows without such of their own; None for the
+                generators' defaults.
         """
+        self._options = options or {}
         self._load, self._pool, self._batch_size = load, pool, batch_size
         self._source, self._results = source, results
         self._outcomes = Stoppable(self._complete())
@@ -148,7 +152,7 @@ class RayBatch:
                 left_of.append((piece, None if all(flags) else bytes(flags)))
         rows = max(1, min(ROWS, count // (_BLOCKS * self._pool.most)))
         calls = min(_CALLS, -(-2 * self._batch_size // rows) + 1)
-        job = Job(RowWorker, {"load": self._load, "options": {}}, self._pool, calls)
+        job = Job(RowWorker, {"load": self._load, "options": self._options}, self._pool, calls)
         parts = [Part(piece, left, rows) for piece, left in left_of]
         if parts:
             for outcomes in job.run(parts, self._source.anywhere):

@@ -42,10 +42,9 @@ def connected(address: str) -> Iterator[None]:
         return
     if address != "auto":
         _ask(address)
-    # What Ray's native code says on its own account.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _native_code_quiet():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address == "auto":
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
@@ -55,6 +54,28 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_code_quiet() -> Iterator[None]:
+    """Have Ray's native code say nothing: what matters of it is raised as an error, too.
+
+    It reads its level from the environment, and tells so on standard error.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        before = os.dup(2)
+    except OSError:  # closed: then nobody hears it anyway
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _ask(address: str) -> None:
