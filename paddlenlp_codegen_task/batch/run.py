@@ -14,7 +14,8 @@ from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.batch.completing import Completed, Completing, Outcome
 from paddlenlp_codegen_task.batch.finished import unfinished
 from paddlenlp_codegen_task.batch.results import Files, Results, Stream, paths
-from paddlenlp_codegen_task.batch.rows import Refused, Row, Source
+from paddlenlp_codegen_task.batch.rows import Refused, Row
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import CodeGenerator

@@ -18,8 +18,8 @@ from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
 
 if TYPE_CHECKING:
-    from paddlenlp_codegen_task.batch.rows import Source
     from paddlenlp_codegen_task.batch.run import Batch, Summary
+    from paddlenlp_codegen_task.batch.source import Source
     from paddlenlp_codegen_task.distributed.batch import RayBatch
 
 STANDARD = "-"
@@ -37,8 +37,9 @@ def batch(
         typer.Argument(
             metavar="IN",
             help='File with a JSON object a line: {"prompt": ...}, if wanted with "id" and '
-            '"options"; or a folder, of which each file\'s text is a prompt; or - for such lines '
-            "on standard input.",
+            '"options", or with such columns in Parquet\'s format; its path, or a URI such as '
+            "s3://...; or a folder, of which each file's text is a prompt; or - for such lines on "
+            "standard input.",
             show_default=False,
         ),
     ],
@@ -124,13 +125,15 @@ def _on_ray(
 
 def _source(given: str, target: Path | None, check_apart: Callable[[Path, Path], None]) -> Source:
     """Where rows come from, known to be no place where results go."""
-    from paddlenlp_codegen_task.batch.rows import Source
+    from paddlenlp_codegen_task.batch.source import Source
 
     if given == STANDARD:
         if sys.stdin is None:
             raise OSError("standard input is closed")
         # Not Python's own object for it, which must not be in use by a thread at the end.
         return Source.of_stream(open(0, "rb", closefd=False))
+    if "://" in given:
+        return Source.of_uri(given)
     path = checks.path("IN", given, "a file's or a folder's path")
     if target is not None:
         check_apart(path, target)

@@ -16,8 +16,9 @@ from typing import Any
 from paddlenlp_codegen_task.batch.completing import Outcome
 from paddlenlp_codegen_task.batch.finished import Unfinished
 from paddlenlp_codegen_task.batch.results import Files, Results
-from paddlenlp_codegen_task.batch.rows import Piece, Refused, Row, Source
+from paddlenlp_codegen_task.batch.rows import Refused, Row
 from paddlenlp_codegen_task.batch.run import Summary, keep, made_of
+from paddlenlp_codegen_task.batch.source import Piece, Source
 from paddlenlp_codegen_task.distributed.blocks import Job, Stoppable
 from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.distributed.model import Loading, Shipped

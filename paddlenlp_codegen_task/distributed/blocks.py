@@ -139,7 +139,8 @@ class Job:
                         raise _error(value)
                     yield value
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"Ray: {checks.line(str(error), 400)}") from error
+            last = (str(error).splitlines() or [checks.kind(error)])[-1]  # of a traceback
+            raise RuntimeError(f"Ray: {checks.line(last, 400)}") from error
 
 
 def _error(failure: Failure) -> Exception:

@@ -21,8 +21,8 @@ from ray_cluster import NODE, FakeLoading, two_nodes
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.batch.results import Files, paths
-from paddlenlp_codegen_task.batch.rows import Source
 from paddlenlp_codegen_task.batch.run import Summary, complete_batch
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.distributed.batch import RayBatch
 from paddlenlp_codegen_task.distributed.cluster import Pool
 
