@@ -65,7 +65,7 @@ def batch(
         ),
     ] = None,
     ray: on_ray.Address = None,
-    workers: on_ray.Workers = None,
+    ray_workers: on_ray.Workers = None,
     *,
     loading: dict[str, Any],
     generation: dict[str, Any],
@@ -79,7 +79,7 @@ def batch(
     """
     with told("serve" if ray is None else "ray"):
         tell()
-        on_ray.check(ray, workers)
+        on_ray.check(ray, ray_workers)
         from paddlenlp_codegen_task.batch.run import Batch, check_apart
 
         target = None if out == STANDARD else checks.path("OUT", out, "a file's path")
@@ -90,14 +90,16 @@ def batch(
         generation.setdefault(
             "allow_special_tokens", False
         )  # a file may hold the name of any token
-        loading = {"batch_size": BATCH_SIZE, **loading}
+        options = {"batch_size": BATCH_SIZE, **loading, **generation}
         with ExitStack() as stack:
             work: Batch | RayBatch
             if ray is None:
-                generator = stack.enter_context(load(loading, **generation))
+                generator = stack.enter_context(load(options))
                 work = Batch(generator, rows, target, overwrite)
             else:
-                work = _on_ray(stack, ray, workers, rows, target, overwrite, loading | generation)
+                work = _on_ray(
+                    stack, ray, ray_workers, rows, target, overwrite, loading | generation
+                )
             with _stopped_by_signals(work.stop) as signals:
                 summary = work.run(progress)
     _end(summary, signals, rows.identity is not None and target is not None)

@@ -22,6 +22,7 @@ Address = Annotated[
 Workers = Annotated[
     str | None,
     typer.Option(
+        "--ray-workers",
         help="How many load the model, each on --num-threads CPUs or a GPU; MIN:MAX where the "
         "cluster grows.",
         metavar="N",
@@ -34,4 +35,4 @@ Workers = Annotated[
 def check(ray: str | None, workers: str | None) -> None:
     """Raise an error unless the options go together."""
     if ray is None and workers is not None:
-        raise ValueError("workers: goes with --ray alone; --batch-size is for one machine")
+        raise ValueError("ray_workers: goes with --ray alone")

@@ -22,6 +22,11 @@ from ray.util.annotations import RayDeprecationWarning
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.distributed.worker import Failure, Worker, table_of, values_of
+from paddlenlp_codegen_task.generator import CodeGenerator
+
+MOST = 32  # units of work in a block: of more, few workers would have to end the last ones
+_BLOCKS = 8  # of each worker, at least, as long as they have more than a unit
+_CALLS = 16  # blocks that run at once in a worker, at most
 
 # A block whose worker has died so many times is the reason, and not its victim.
 MOST_DEATHS = 20
@@ -68,37 +73,49 @@ def _tables(piece: Callable[[], Iterator[Any]]) -> Iterator[pa.Table]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Work for workers.
+class Workers:
+    """Workers of one kind, which take blocks of units of work, such as rows.
 
     Attributes:
-        worker: their class.
-        arguments: of its constructor.
+        kind: their class.
+        arguments: of its constructor, beside `load`.
+        load: makes the generator of each.
         pool: how many there are.
-        calls: blocks that run at once in each; further ones wait beside it.
+        batch_size: of the generators.
     """
 
-    worker: type[Worker]
+    kind: type[Worker]
     arguments: Mapping[str, Any]
+    load: Callable[[], CodeGenerator]
     pool: Pool
-    calls: int
+    batch_size: int
 
-    def run(self, pieces: Sequence[Callable[[], Iterator[Any]]], anywhere: bool) -> Iterator[Any]:
+    def block(self, count: int) -> int:
+        """How many units a block is to have, of so many."""
+        return max(1, min(MOST, count // (_BLOCKS * self.pool.most)))
+
+    def run(
+        self, pieces: Sequence[Callable[[], Iterator[Any]]], block: int, anywhere: bool
+    ) -> Generator[Any, None, None]:
         """Complete the blocks of pieces.
 
-        A worker that dies is started again, and its blocks with it, MOST_DEATHS times.
+        So many run at once in a worker that its places are taken while the longest completions of
+        one of them end. A worker that dies is started again, and its blocks with it, MOST_DEATHS
+        times.
 
         Args:
             pieces: as in `Pieces`.
-            anywhere: as there.
+            block: how many units of work a block has.
+            anywhere: as in `Pieces`.
 
         Returns:
-            An iterator of what the blocks come to, in the order in which they end.
+            A generator of what the blocks come to, in the order in which they end.
 
         Raises:
             TypeError, ValueError: a worker says that an option is not possible.
             RuntimeError: one has failed.
         """
+        calls = min(_CALLS, -(-2 * self.batch_size // block) + 1)
         # Each table has a row, and each row is a table's: so a block of work is one of Ray's.
         context = copy.copy(DataContext.get_current())
         context.target_max_block_size = 1
@@ -115,17 +132,17 @@ class Job:
                 num_cpus=0,
                 override_num_blocks=len(pieces),
             ).map_batches(
-                self.worker,
+                self.kind,
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(
                     min_size=self.pool.least,
                     max_size=self.pool.most,
-                    max_tasks_in_flight_per_actor=self.calls + 1,
-                    max_concurrent_calls_per_actor=self.calls,
+                    max_tasks_in_flight_per_actor=calls + 1,
+                    max_concurrent_calls_per_actor=calls,
                     enable_true_multi_threading=True,
                 ),
-                fn_constructor_kwargs=dict(self.arguments),
+                fn_constructor_kwargs={"load": self.load, **self.arguments},
                 num_cpus=self.pool.cpus,
                 num_gpus=self.pool.gpus,
                 max_restarts=MOST_DEATHS,
@@ -165,7 +182,7 @@ class Stoppable:
         """End the iteration soon; may be called from anywhere."""
         self._stopping.set()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """The values.
 
         Raises:

@@ -163,7 +163,9 @@ def parsed_workers(workers: str | int) -> tuple[int, int]:
     least = int(match[1]) if match else 0
     most = int(match[2]) if match and match[2] else least
     if not 1 <= least <= most:
-        raise ValueError(f"workers must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}")
+        raise ValueError(
+            f"ray_workers must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}"
+        )
     return least, most
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_or_killed_is_gone_on_with(
     options["allow_special_tokens"] = False
     command = [sys.executable, "-m", "paddlenlp_codegen_task", "batch", str(source), str(out)]
     command += ["--model=builtin", f"--home-path={home_path}", "--num-threads=1", "--seed=3"]
-    command += ["--max-length=12", "--no-truncation", f"--ray={cluster.address}", "--workers=1"]
+    command += ["--max-length=12", "--no-truncation", f"--ray={cluster.address}", "--ray-workers=1"]
     done = 0
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
