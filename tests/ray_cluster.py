@@ -17,6 +17,8 @@ from ray.cluster_utils import Cluster
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.distributed.cluster import connected
+from paddlenlp_codegen_task.distributed.model import Files, Shipped
+from paddlenlp_codegen_task.load_options import LoadOptions
 
 TESTS = Path(__file__).resolve().parent
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -77,3 +79,24 @@ class FakeLoading:
         """The processes that have made one, and their nodes."""
         notes = self.folder.glob("pid-*")
         return {int(note.name.removeprefix("pid-")): note.read_text() for note in notes}
+
+
+class CountingFiles(Files):
+    """Files that know how often each has been asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._asked: list[str] = []
+
+    def parts(self, name: str) -> list[Any]:
+        self._asked.append(name)
+        return super().parts(name)
+
+    def asked(self) -> tuple[list[str], int]:
+        """Those names, and how many objects the store has got."""
+        return self._asked, sum(map(len, self._parts.values()))
+
+
+def received(shipped: Shipped, home: Path) -> tuple[Path, int]:
+    """Where a worker of a node with this home has an export, and which process it is."""
+    return shipped.here(LoadOptions(home_path=home)), os.getpid()

@@ -28,7 +28,8 @@ MOST = 32  # units of work in a block: of more, few workers would have to end th
 _BLOCKS = 8  # of each worker, at least, as long as they have more than a unit
 _CALLS = 16  # blocks that run at once in a worker, at most
 
-# A block whose worker has died so many times is the reason, and not its victim.
+# A worker that has died so many times ends the run: Ray would start it again for ever, even where
+# what it is given is what kills it.
 MOST_DEATHS = 20
 
 _LOOK = 0.2  # seconds, between two looks at whether to stop
@@ -100,8 +101,8 @@ class Workers:
         """Complete the blocks of pieces.
 
         So many run at once in a worker that its places are taken while the longest completions of
-        one of them end. A worker that dies is started again, and its blocks with it, MOST_DEATHS
-        times.
+        one of them end. A worker that dies is started again, MOST_DEATHS times, and so are the
+        blocks that it had.
 
         Args:
             pieces: as in `Pieces`.
@@ -146,7 +147,7 @@ class Workers:
                 num_cpus=self.pool.cpus,
                 num_gpus=self.pool.gpus,
                 max_restarts=MOST_DEATHS,
-                max_task_retries=MOST_DEATHS,
+                max_task_retries=-1,  # as many as it takes until the worker is there again
             )
             tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         try:

@@ -32,19 +32,13 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._parts: dict[str, list[Any]] = {}
-        self._puts = 0
 
     def parts(self, name: str) -> list[Any]:
         """References to what a file's content comes in, PART of it each."""
         if name not in self._parts:
             with (self._folder / name).open("rb") as file:
                 self._parts[name] = [ray.put(part) for part in iter(lambda: file.read(PART), b"")]
-            self._puts += len(self._parts[name])
         return self._parts[name]
-
-    def puts(self) -> int:
-        """How many objects there are."""
-        return self._puts
 
 
 @dataclass(frozen=True)
