@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 import threading
 import warnings
@@ -123,8 +122,6 @@ class Workers:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = False
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         with DataContext.current(context), warnings.catch_warnings():
             # Two options below have no other place yet; the extra's upper bound knows of it.
             warnings.simplefilter("ignore", RayDeprecationWarning)

@@ -6,10 +6,14 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
+
+# Whatever still asks Ray something when a driver has ended would start a cluster otherwise.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 
@@ -50,8 +54,12 @@ def connected(address: str) -> Iterator[None]:
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
             raise ConnectionError(f"ray: {message}") from error
         raise ConnectionError(f"ray: {address}: {checks.line(str(error), 200)}") from error
+    # What goes wrong is raised, too; the console would have it with all its traces.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray writes of workers that have died
+            yield
     finally:
         ray.shutdown()
 

@@ -78,12 +78,14 @@ def has_lines(out: Path, count: int) -> bool:
     return out.exists() and out.read_bytes().count(b"\n") >= count
 
 
-def ray_batch(source: Path, out: Path, load: FakeLoading, workers: int, **pool: Any) -> RayBatch:
+def ray_batch(
+    source: Source, out: Path, load: FakeLoading, workers: int, **options: Any
+) -> RayBatch:
     """A batch on workers with fake generators."""
     load.folder.mkdir(exist_ok=True)
-    of = {"least": workers, "most": workers, "cpus": 1, "gpus": 0, "on_a_node": 1, **pool}
+    pool = Pool(least=workers, most=workers, cpus=1, gpus=0, on_a_node=1)
     results = Files(out, {}, overwrite=False)
-    return RayBatch(load, Pool(**of), 4, Source.of_path(source), results, {"seed": 1})
+    return RayBatch(load, pool, 4, source, results, {"seed": 1, **options})
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 from paddlenlp_codegen_task import cli
 from paddlenlp_codegen_task.distributed import cluster
 from paddlenlp_codegen_task.distributed.blocks import Stoppable
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +74,18 @@ def test_what_cannot_be(tmp_path: Path, options: list[str], message: str) -> Non
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
-    """And what does not ask for Ray does not look for it."""
     (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\")")
     (tmp_path / "in.jsonl").touch()
     command = [sys.executable, "-m", "paddlenlp_codegen_task", "batch", "in.jsonl", "out.jsonl"]
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = sys.argv[4:]; "
-    code += "from paddlenlp_codegen_task.__main__ import main; main()"
-    command = [sys.executable, "-c", code, *command, "--ray=auto"]
+    paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [*command, "--ray=auto"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 1
     assert done.stderr == (
@@ -97,7 +103,7 @@ def test_numbers_of_workers(given: str | int, expected: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("given", ["0", "", "4:2", "-1", "2:", "1:2:3", "x", "1.5"])
 def test_what_is_no_number_of_workers(given: str) -> None:
-    with pytest.raises(ValueError, match="^ray_workers must be N or MIN:MAX, from 1 up, got "):
+    with pytest.raises(ValueError, match=r"^ray_workers must be N or MIN:MAX, from 1 up, got "):
         cluster.parsed_workers(given)
 
 
