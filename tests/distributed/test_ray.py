@@ -23,7 +23,7 @@ import ray
 from engine_probe import until
 from fake_generator import fake_generator
 from ray.cluster_utils import Cluster
-from ray_cluster import NODE, CountingFiles, FakeLoading, received, two_nodes
+from ray_cluster import CountingFiles, FakeLoading, lose_node, nodes, received
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import CodeGenerator, cli
@@ -42,7 +42,7 @@ BAD = ['{"prompt": 5}', "no JSON", '{"id": "r3", "prompt": "SAME"}', '{"prompt":
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with two_nodes() as cluster:
+    with nodes(1, 1) as cluster:
         yield cluster
 
 
@@ -119,10 +119,7 @@ def test_what_dies_is_replaced(
         if what == "worker":
             os.kill(min(load.workers()), signal.SIGKILL)
         else:
-            [node] = cluster.worker_nodes
-            cluster.remove_node(node, allow_graceful=False)
-            assert out.read_bytes().count(b"\n") < ROWS
-            cluster.add_node(**NODE)
+            lose_node(cluster)
     finally:
         thread.join(PATIENCE)
     assert found
