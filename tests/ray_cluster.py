@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ def nodes(*cpus: int, connect: bool = True) -> Iterator[Cluster]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def two_nodes() -> AbstractContextManager[Cluster]:
+    """A cluster of two nodes with a CPU each, of which this process is a driver."""
+    return nodes(1, 1)
 
 
 def _begun(head: dict[str, Any]) -> Cluster:

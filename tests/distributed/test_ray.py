@@ -23,7 +23,7 @@ import ray
 from engine_probe import until
 from fake_generator import fake_generator
 from ray.cluster_utils import Cluster
-from ray_cluster import CountingFiles, FakeLoading, lose_node, nodes, received
+from ray_cluster import CountingFiles, FakeLoading, lose_node, received, two_nodes
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import CodeGenerator, cli
@@ -42,7 +42,7 @@ BAD = ['{"prompt": 5}', "no JSON", '{"id": "r3", "prompt": "SAME"}', '{"prompt":
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with nodes(1, 1) as cluster:
+    with two_nodes() as cluster:
         yield cluster
 
 
