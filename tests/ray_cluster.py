@@ -22,6 +22,12 @@ from paddlenlp_codegen_task.load_options import LoadOptions
 
 TESTS = Path(__file__).resolve().parent
 OF_NODES: dict[str, Any] = {"object_store_memory": 80 << 20}
+# Fewer processes at the start, when a node waits 15 seconds for its agents.
+OF_HEAD: dict[str, Any] = {
+    "include_dashboard": False,
+    "include_log_monitor": False,
+    "no_monitor": True,
+}
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def nodes(*cpus: int, connect: bool = True) -> Iterator[Cluster]:
         paths = [str(TESTS.parent), str(TESTS), *filter(None, [before["PYTHONPATH"]])]
         os.environ.update(PYTHONPATH=os.pathsep.join(paths), RAY_TMPDIR=folder)
         try:
-            head = {"num_cpus": cpus[0], "include_dashboard": False, "temp_dir": f"{folder}/ray"}
+            head = {"num_cpus": cpus[0], "temp_dir": f"{folder}/ray", **OF_HEAD}
             cluster = _begun({**OF_NODES, **head})
             try:
                 for count in cpus[1:]:
@@ -63,7 +69,7 @@ def two_nodes() -> AbstractContextManager[Cluster]:
 
 
 def _begun(head: dict[str, Any]) -> Cluster:
-    """A cluster's head. It has 30 seconds, which a machine that is at work may not give it."""
+    """A cluster's head. That may be too little time on a machine that is at work."""
     for attempt in range(3):
         try:
             return Cluster(initialize_head=True, head_node_args=head)
