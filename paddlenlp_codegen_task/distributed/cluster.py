@@ -124,7 +124,7 @@ class Pool:
     Attributes:
         least, most: how many there are; between them Ray decides, by what waits.
         cpus, gpus: what each takes of its node; cpus are the threads of its model, too.
-        on_a_node: how many may share a node.
+        on_a_node: how many may share a node, at most.
     """
 
     least: int
@@ -158,7 +158,7 @@ class Pool:
             gpu = " and a GPU" if on_gpu else ""
             logger.warning("waiting for a node with %d CPUs%s: the cluster has none", threads, gpu)
         least, most = (max(1, sum(room)),) * 2 if workers is None else parsed_workers(workers)
-        return cls(least, most, threads, int(on_gpu), max(1, *room))
+        return cls(least, most, threads, int(on_gpu), max(1, min(most, max(room))))
 
 
 def parsed_workers(workers: str | int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from engine_probe import until
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import cli
@@ -114,12 +115,13 @@ def test_what_is_no_number_of_workers(given: str) -> None:
         (None, 1, False, cluster.Pool(20, 20, 1, 0, 16)),
         (None, None, True, cluster.Pool(2, 2, 1, 1, 2)),
         ("2:9", 2, False, cluster.Pool(2, 9, 2, 0, 8)),
+        (2, 1, False, cluster.Pool(2, 2, 1, 0, 2)),
         (None, 32, False, cluster.Pool(1, 1, 32, 0, 1)),
     ],
 )
 def test_as_many_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
-    workers: str | None,
+    workers: str | int | None,
     threads: int | None,
     on_gpu: bool,
     expected: cluster.Pool,
@@ -146,8 +148,9 @@ def test_what_waits_can_be_stopped() -> None:
     found = iter(outcomes)
     assert next(found) == 1
     outcomes.stop()
-    assert list(found) == []
+    assert list(found) in ([], [2])  # what has come by then
     assert outcomes.stopped
+    until(lambda: closed)
     assert list(Stoppable(values())) == [1, 2]  # type: ignore[arg-type]
 
 
