@@ -121,6 +121,7 @@ class Workers:
         context.target_max_block_size = 1
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = -1  # a block may take hours, a node to come, too
         context.execution_options = copy.copy(context.execution_options)
         context.execution_options.preserve_order = False
         with DataContext.current(context), warnings.catch_warnings():
