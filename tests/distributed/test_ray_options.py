@@ -8,15 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from engine_probe import until
+from fake_generator import fake_generator
 from typer.testing import CliRunner
 
-from paddlenlp_codegen_task import cli
+from paddlenlp_codegen_task import CodeGenerator, cli
+from paddlenlp_codegen_task.batch.completing import Completed
+from paddlenlp_codegen_task.batch.rows import Refused, Row
 from paddlenlp_codegen_task.distributed import cluster
 from paddlenlp_codegen_task.distributed.blocks import Stoppable
+from paddlenlp_codegen_task.distributed.worker import RowWorker, table_of, values_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -163,3 +168,27 @@ def test_an_error_of_what_is_read_ahead() -> None:
     assert next(found) == 1
     with pytest.raises(OSError, match="it broke"):
         next(found)
+
+
+def given_by(worker: RowWorker, *rows: Row) -> Any:
+    """What a worker gives for a block."""
+    [found] = values_of(worker(table_of(list(rows))))
+    return found
+
+
+def test_a_worker_s_errors_are_told_and_not_raised(tmp_path: Path) -> None:
+    """Raised, they would be Ray's to wrap, or a reason to start the worker again."""
+
+    def fail() -> CodeGenerator:
+        raise OSError("no such\nfolder")
+
+    failure = given_by(RowWorker(fail, {}), Row(1, "AB"))
+    assert (failure.message, failure.usage) == ("cannot load the model: no such folder", False)
+    with fake_generator(tmp_path) as generator:
+        failure = given_by(RowWorker(lambda: generator, {"max_length": 5000}), Row(1, "AB"))
+        assert failure.message.startswith("max_length must be below the model's context of 2048")
+        assert failure.usage
+        rows = [Row("a", "AB"), Row(7, ""), Row("7", "\ud800"), Row("b", "AB", {"seed": "x"})]
+        found = given_by(RowWorker(lambda: generator, {"seed": 1}), *rows)
+        assert [type(one) for one in found] == [Completed, Refused, Refused, Refused]
+        assert [one.id for one in found[1:]] == [7, "7", "b"]
