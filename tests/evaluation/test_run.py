@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -281,8 +282,8 @@ def evaluate(home_path: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[
             *(sys.executable, "-m", "paddlenlp_codegen_task", "evaluate", str(problems)),
             *("--out", str(out), "--model", "builtin", "--home-path", str(home_path)),
             *("--device", "cpu", "--precision", "fp32", "--num-threads", "1"),
-            *("--samples", "20", "--temperature", "0.2", "--temperature", "0.8"),
-            *("--max-length", "64", "--k", "1", *more),
+            *("--samples", "6", "--temperature", "0.2", "--temperature", "0.8"),
+            *("--max-length", "32", "--k", "1", *more),
         ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -296,13 +297,14 @@ def test_a_run_that_is_killed_goes_on(
     said, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
     assert said.startswith("# problems.jsonl\n")
-    for size in (1, 4000, 8000):  # bytes of samples, at which it is killed
-        killed = evaluate(tmp_path / "killed")
-        samples = tmp_path / "killed" / "samples.jsonl"
-        while killed.poll() is None and not (samples.exists() and samples.stat().st_size >= size):
+    for name, size in (("samples", 1), ("samples", 4000), ("results", 1)):
+        killed = evaluate(tmp_path / "killed")  # when a file has so many bytes
+        file = tmp_path / "killed" / f"{name}.jsonl"
+        while killed.poll() is None and not (file.exists() and file.stat().st_size >= size):
             time.sleep(0.001)
         killed.kill()
         killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL
     last = evaluate(tmp_path / "killed")
     again, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
