@@ -22,10 +22,11 @@ lint: $(VENV)/dev.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: each may hold a model and Paddle, about 2 GB.
+# Two processes: each may hold a model and Paddle, about 2 GB. Each takes half of the files, and in the
+# end some of the other's tests: with whole files only, one would wait for the other's last.
 JOBS ?= 2
 suite: $(VENV)/dev.done
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
