@@ -120,22 +120,22 @@ def kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     subprocess.run([*BATCH, str(source), str(work / "alone.jsonl"), *OPTIONS], check=True)
     expected = contents(work / "alone.jsonl")
     found: dict[str, Any] = {"rows": options.rows}
-    for kind in ("worker", "node", "driver"):
-        out = work / f"{kind}.jsonl"
-        step = options.rows / (options.kills + 1)
-        thresholds = [int(step * (n + 1)) for n in range(options.kills)]
-        with nodes(0, 1, 1, connect=False) as cluster:
+    step = options.rows / (options.kills + 1)
+    thresholds = [int(step * (n + 1)) for n in range(options.kills)]
+    with nodes(0, 1, 1, connect=False) as cluster:
+        for kind in ("worker", "node", "driver"):
+            out = work / f"{kind}.jsonl"
             command = [*BATCH, str(source), str(out), *OPTIONS, f"--ray={cluster.address}"]
             count, seconds = killed(kind, command, out, thresholds, cluster)
-        lines = contents(out)
-        found[kind] = {
-            "kills": count,
-            "seconds": seconds,
-            "lines": len(lines),
-            "lines_as_without_ray": lines == expected,
-            "errors": paths(out)[1].stat().st_size,
-        }
-        print(kind, found[kind], flush=True)
+            lines = contents(out)
+            found[kind] = {
+                "kills": count,
+                "seconds": seconds,
+                "lines": len(lines),
+                "lines_as_without_ray": lines == expected,
+                "errors": paths(out)[1].stat().st_size,
+            }
+            print(kind, found[kind], flush=True)
     return found
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from fake_generator import fake_generator
@@ -19,6 +20,8 @@ from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.distributed.cluster import connected
 from paddlenlp_codegen_task.distributed.model import Files, Shipped
 from paddlenlp_codegen_task.load_options import LoadOptions
+
+T = TypeVar("T")
 
 TESTS = Path(__file__).resolve().parent
 OF_NODES: dict[str, Any] = {"object_store_memory": 80 << 20}
@@ -47,10 +50,10 @@ def nodes(*cpus: int, connect: bool = True) -> Iterator[Cluster]:
         os.environ.update(PYTHONPATH=os.pathsep.join(paths), RAY_TMPDIR=folder)
         try:
             head = {"num_cpus": cpus[0], "temp_dir": f"{folder}/ray", **OF_HEAD}
-            cluster = _begun({**OF_NODES, **head})
+            cluster = patiently(partial(Cluster, True, head_node_args={**OF_NODES, **head}))
             try:
                 for count in cpus[1:]:
-                    cluster.add_node(num_cpus=count, **OF_NODES)
+                    patiently(partial(cluster.add_node, num_cpus=count, **OF_NODES))
                 with connected(cluster.address) if connect else nullcontext():
                     yield cluster
             finally:
@@ -68,22 +71,22 @@ def two_nodes() -> AbstractContextManager[Cluster]:
     return nodes(1, 1)
 
 
-def _begun(head: dict[str, Any]) -> Cluster:
-    """A cluster's head. That may be too little time on a machine that is at work."""
-    for attempt in range(3):
+def patiently(begin: Callable[[], T]) -> T:
+    """Begin a node, again where a machine that is at work has given it too little time."""
+    for _ in range(4):
         try:
-            return Cluster(initialize_head=True, head_node_args=head)
+            return begin()
         except Exception as error:
-            if attempt == 2 or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
-    raise AssertionError
+    return begin()
 
 
 def lose_node(cluster: Cluster) -> None:
     """Have a node die at once with all that runs there, and another one come."""
     node = max(cluster.worker_nodes, key=lambda one: len(workers_of(one)))
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1, **OF_NODES)
+    patiently(partial(cluster.add_node, num_cpus=1, **OF_NODES))
 
 
 def workers_of(node: Any) -> list[int]:
