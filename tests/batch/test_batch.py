@@ -21,8 +21,9 @@ from fake_generator import LETTERS, fake_generator
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.batch import results
 from paddlenlp_codegen_task.batch.results import paths
-from paddlenlp_codegen_task.batch.rows import Refused, Row, Source, row_seed
+from paddlenlp_codegen_task.batch.rows import Refused, Row, row_seed
 from paddlenlp_codegen_task.batch.run import Batch, Summary, complete_batch
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.json_lines import JsonLines
 
 BAD = {3: b"nothing", 10: b'{"id": "r4"}', 17: b'{"prompt": "\xff"}', 30: b'{"prompt": ""}'}
@@ -160,7 +161,8 @@ def test_a_run_that_is_stopped_is_gone_on_with(
 
     before = 0
     for taken in range(3, TOTAL, 3):
-        running.append(Batch(fake, replace(whole, rows=partial(rows, taken)), out, seed=1))
+        source_now = replace(whole, pieces=partial(iter, [partial(rows, taken)]))
+        running.append(Batch(fake, source_now, out, seed=1))
         summary = running[-1].run()
         assert summary.stopped
         assert summary.before == before

@@ -1,0 +1,1 @@
+"""The same work on more than one machine: batches, evaluations and servers on Ray."""
