@@ -17,7 +17,7 @@ CONFIG = CodeGenConfig(
     qkv_groups=8, eos_token_id=50256,
 )  # fmt: skip
 PLAIN = CodeGenConfig(
-    vocab_size=257, n_positions=64, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_inner=64,
+    vocab_size=257, n_positions=256, n_embd=64, n_layer=1, n_head=4, rotary_dim=16, n_inner=64,
     eos_token_id=256,
 )  # fmt: skip
 
