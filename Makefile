@@ -56,11 +56,14 @@ $(CHECKPOINT)/model.safetensors.index.json: | $(VENV)/benchmark.done
 
 # Corpus, vocabulary, training, refinement, packaging, evaluation: each goes on from what the one before
 # left in WORK, and training from its last checkpoint or, where there is none, from the packaged model
-# that START names, to MINUTES in all. MBPP names the benchmark's mbpp.jsonl, if it is at hand.
+# that START names, to MINUTES in all. MBPP names the benchmark's mbpp.jsonl, if it is at hand; OPTIONS
+# are more of train.py's.
 WORK ?= build/training
 MINUTES ?= 180
 START ?=
 MBPP ?=
+OPTIONS ?=
+ROUNDS ?= 12
 
 train: $(VENV)/dev.done
 	$(BIN)/python training/packages.py $(WORK)/wheels
@@ -69,8 +72,9 @@ train: $(VENV)/dev.done
 	mkdir -p $(WORK)/run
 	$(if $(START),test -f $(WORK)/run/log.csv || cp training/log.csv $(WORK)/run)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python training/train.py $(WORK)/data $(WORK)/run --minutes $(MINUTES) \
-	  $(if $(START),--start $(START))
-	$(BIN)/python training/refine.py $(WORK)/run/checkpoint.pt $(WORK)/corpus $(WORK)/data $(WORK)/refined
+	  $(if $(START),--start $(START)) $(OPTIONS)
+	$(BIN)/python training/refine.py $(WORK)/run/checkpoint.pt $(WORK)/corpus $(WORK)/data \
+	  $(WORK)/refined --rounds $(ROUNDS)
 	$(BIN)/python training/package.py $(WORK)/refined/checkpoint.pt $(WORK)/data \
 	  paddlenlp_codegen_task/builtin
 	cp $(WORK)/run/log.csv training/log.csv

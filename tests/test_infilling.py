@@ -12,7 +12,7 @@ import torch
 from checkpoints import regrouped, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infilling_model import CONFIG, tensors, write_infilling_model
+from infilling_model import CONFIG, tensors, write_infilling_model, write_plain_model
 from transformers import AutoTokenizer, CodeGenForCausalLM
 
 from paddlenlp_codegen_task import CodeGenerator, Infill
@@ -177,11 +177,14 @@ def test_ordinary_text_is_kept(tokenizer: Tokenizer, parts: list[str]):
         assert ids == tokenizer.encode(text)
 
 
-def test_a_model_that_does_not_infill(builtin: CodeGenerator):
-    with pytest.raises(ValueError, match="suffix: builtin does not infill: its tokenizer lacks"):
-        builtin.infill(PREFIX, SUFFIX)
-    with pytest.raises(ValueError, match="does not infill"):
-        builtin.stream(Infill(PREFIX, SUFFIX))
+def test_a_model_that_does_not_infill(tmp_path: Path):
+    folder = write_plain_model(tmp_path / "plain")
+    options: dict[str, Any] = {"engine": "onnxruntime", "device": "cpu", "home_path": tmp_path}
+    with CodeGenerator.from_pretrained(folder, **options) as plain:
+        with pytest.raises(ValueError, match=r"suffix: .*plain does not infill: its tokenizer"):
+            plain.infill(PREFIX, SUFFIX)
+        with pytest.raises(ValueError, match="does not infill"):
+            plain.stream(Infill(PREFIX, SUFFIX))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,17 @@ WORDS = {
         "finished_and_parse": "came to an end and parse",
         "defined": "parse and use only defined names",
         "authors": "(the authors' own bodies use only defined names)",
+        "holes": "{holes} held-out lines, taken out",
+        "sampled": "Filled in",
+        "greedy": "Filled in, greedily",
+        "left_empty": "Left empty",
+        "hole_parse": "the file parses",
+        "hole_parse_not_blank": "the file parses and the line is not blank",
+        "hole_exact": "it is the line that was there",
+        "hole_one_line": "one line or none",
+        "hole_finished": "came to an end within 128 tokens",
         "human_eval": "HumanEval",
+        "earlier": ", by the model of step {step:,}",
         "solved": "solved at least once of {samples} samples",
         "greet": "`def hello_world():` prints or returns a greeting",
         "prompts": "### Ten prompts",
@@ -54,7 +64,17 @@ WORDS = {
         "finished_and_parse": "结束且能解析",
         "defined": "能解析且只用已定义的名字",
         "authors": "（作者自己的函数体只用已定义的名字）",
+        "holes": "{holes} 个被取出的留出行",
+        "sampled": "填充",
+        "greedy": "贪心填充",
+        "left_empty": "留空",
+        "hole_parse": "文件能通过解析",
+        "hole_parse_not_blank": "文件能解析且该行不为空白",
+        "hole_exact": "与原有的行完全相同",
+        "hole_one_line": "至多一行",
+        "hole_finished": "在 128 个词元内结束",
         "human_eval": "HumanEval",
+        "earlier": "（第 {step:,} 步的模型）",
         "solved": "{samples} 个样本中至少解出一次",
         "greet": "`def hello_world():` 打印或返回问候语",
         "prompts": "### 十个提示",
@@ -63,19 +83,37 @@ WORDS = {
 }
 
 
-def table(*rows: tuple[str, str]) -> str:
-    lines = [f"| {left} | {right} |" for left, right in rows]
-    return "\n".join([lines[0], "| --- | ---: |", *lines[1:]])
+HOW = ("sampled", "greedy", "left_empty")  # holes were filled
+HOLES = ("parse", "parse_not_blank", "exact", "one_line", "finished")  # what is counted of them
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]])
 
 
 def share(part: int, whole: int) -> str:
     return f"{part} ({part / whole:.0%})"
 
 
+def infilling(filled: dict[str, Any], words: dict[str, str]) -> str:
+    """The table of held-out lines, of a model that infills."""
+    count = filled["holes"]
+    return table(
+        (words["holes"].format(holes=count), *(words[how] for how in HOW)),
+        *(
+            (words[f"hole_{name}"], *(share(filled[how][name], count) for how in HOW))
+            for name in HOLES
+        ),
+    )
+
+
 def evaluation(record: dict[str, Any], words: dict[str, str]) -> str:
     """The Markdown between the marks."""
     bits, held_out, solved = record["bits"], record["held_out"], record["human_eval"]
     count, hello = held_out["headers"], record["typed"]["hello_world"]
+    is_earlier = solved["step"] != record["step"]
+    of_model = words["earlier"].format(step=solved["step"]) if is_earlier else ""
     parts = [
         table(
             (words["bits"], words["bits_unit"]),
@@ -92,19 +130,21 @@ def evaluation(record: dict[str, Any], words: dict[str, str]) -> str:
             (words["finished_and_parse"], share(held_out["finished_and_parse"], count)),
             (words["defined"], share(held_out["parse_and_defined"], count)),
             (words["authors"], share(held_out["authors_defined"], count)),
+            (words["greet"], f"{hello['greet']} / {hello['samples']}"),
         ),
         table(
-            (words["human_eval"], ""),
+            (words["human_eval"] + of_model, ""),
             ("pass@1", f"{solved['pass_at_1']:.2%}"),
             ("pass@10", f"{solved['pass_at_10']:.2%}"),
             (
                 words["solved"].format(samples=solved["samples"]),
                 f"{len(solved['solved'])} / {solved['problems']}",
             ),
-            (words["greet"], f"{hello['greet']} / {hello['samples']}"),
         ),
         words["prompts"],
     ]
+    if filled := record.get("infilling"):
+        parts.insert(2, infilling(filled, words))
     for one in record["typed"]["prompts"]:
         cut = words["cut"] if one["finish_reason"] == "length" else ""
         parts.append(f"```text\n{one['prompt']}{one['completion']}{cut}\n```")

@@ -118,10 +118,19 @@ class CodeGen(nn.Module):
             x = block(x, cos, sin)
         return self.lm_head(self.norm(x))
 
-    def loss(self, ids: Tensor) -> Tensor:
-        """ids: [B, T + 1] -> mean cross-entropy (nats a token) of predicting ids[:, 1:]."""
+    def loss(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
+        """ids: [B, T + 1] -> mean cross-entropy (nats a token) of predicting ids[:, 1:].
+
+        weights: [B, T + 1] or None; how much each token counts in the mean, where not all alike.
+        """
         logits = self(ids[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        )
+        if weights is None:
+            return losses.mean()
+        counted = weights[:, 1:].flatten()
+        return (losses * counted).sum() / counted.sum()
 
 
 def to_hugging_face(state: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:

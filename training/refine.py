@@ -4,7 +4,8 @@ Reinforcement learning with a reward that can be checked. Round by round, the pa
 headers of training files by its own defaults; a completion is rewarded when it comes to an end and
 its function parses and is more than a docstring, `pass` or a raise. The policy gradient (REINFORCE,
 the round's mean reward as baseline) makes what was rewarded likelier, and the rest less likely.
-Every step also learns ordinary windows of the corpus, so that the model keeps what it knows.
+Every step also learns windows of the corpus, ordinary and rearranged for infilling, so that the
+model keeps what it knows.
 
 Held-out packages take no part. Writes a checkpoint that package.py reads, and a log beside it; goes
 on from the last round in its folder, unless that was of another training checkpoint.
@@ -30,11 +31,12 @@ from optimizer import Optimizer
 from package import write
 from tokenizer import read_documents
 from torch import Tensor
-from train import save
+from train import save, share_of
 from windows import Mixture
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 LENGTHS = (192, 384)  # tokens of a prompt and its completion; rows of one step have one length
 DEFAULTS = GenerationConfig()
@@ -42,7 +44,7 @@ MAX_PROMPT = LENGTHS[-1] - DEFAULTS.max_length  # tokens
 BARE = 0.4  # share of the prompts that have no docstring
 ROW_TOKENS = 3072  # of the rows of a step, prompts and padding included
 COMPLETION_TOKENS = 400  # of these, about: what the policy's loss is a mean over
-WINDOWS, CONTEXT, FUNCTIONS = 8, 256, 0.6  # ordinary windows of a step; share of functions
+WINDOWS, CONTEXT, FUNCTIONS = 8, 256, 0.6  # windows of a step; share of functions
 FINAL_RATE = 0.1  # share of the learning rate in the last round
 
 
@@ -154,6 +156,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=1000, help="a round")
     parser.add_argument("--rate", type=float, default=3e-4, help="of learning, in the first round")
+    parser.add_argument(
+        "--infill", type=share_of, default=0.5, metavar="SHARE",
+        help="of the windows that are rearranged for infilling",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     options = parser.parse_args()
@@ -183,7 +189,8 @@ def main() -> None:
         for name in ("functions", "short", "modules")
     )
     first = state.get("round", 0)
-    mixture = Mixture(*arrays, options.seed + 1 + first)
+    tokenizer = Tokenizer.from_folder(options.data)
+    mixture = Mixture(*arrays, options.seed + 1 + first, options.infill, tokenizer)
     prompts = prompts_of(options.corpus, random.Random(options.seed))
     counts = {name: state[name] for name in ("elapsed", "step", "tokens")}
 
@@ -202,7 +209,7 @@ def main() -> None:
             rate = options.rate * (1 - (1 - FINAL_RATE) * number / max(options.rounds - 1, 1))
             losses = []
             for ids, weight in batches(weighted(samples, chance), chance):
-                loss = plain(mixture.batch(WINDOWS, CONTEXT + 1, FUNCTIONS, True))
+                loss = plain(*mixture.batch(WINDOWS, CONTEXT + 1, FUNCTIONS, True))
                 (loss + policy(model, ids, weight)).backward()
                 optimizer.step(rate)
                 losses.append(loss.item())

@@ -1,7 +1,8 @@
 """Train the byte-level BPE vocabulary, in CodeGenTokenizer's files, and encode the corpus with it.
 
 The layout of the ids is CodeGen's own, with a smaller vocabulary: byte-level BPE, `<|endoftext|>`
-as its last entry, then runs of 31 down to 2 spaces and of 9 down to 2 tabs as added tokens.
+as its last entry, then runs of 31 down to 2 spaces and of 9 down to 2 tabs as added tokens, and
+then CodeGen2's three for infilling.
 """
 
 import argparse
@@ -17,12 +18,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
+from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, MASK, SEPARATOR
+
 END_OF_TEXT = "<|endoftext|>"
 BPE_ENTRIES = 8000
 SAMPLE = 3  # the vocabulary is learnt from one document in so many: more change it little
 BATCH = 1000  # documents encoded at a time
 MODEL_MAX_LENGTH = 1024
 WHITESPACE = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
+INFILLING = [SEPARATOR, END_OF_MIDDLE, MASK]  # in the order of CodeGen2's file
 
 
 def read_documents(file: Path) -> Iterator[dict[str, str]]:
@@ -65,9 +69,8 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
         json.dumps({token: n for n, token in enumerate(by_id)}, ensure_ascii=False),
         encoding="utf-8",
     )
-    write_json(
-        {run: len(by_id) + n for n, run in enumerate(WHITESPACE)}, folder / "added_tokens.json"
-    )
+    added = {token: len(by_id) + n for n, token in enumerate(WHITESPACE + INFILLING)}
+    write_json(added, folder / "added_tokens.json")
     names = ("bos_token", "eos_token", "unk_token")
     write_json(dict.fromkeys(names, END_OF_TEXT), folder / "special_tokens_map.json")
     configuration = dict.fromkeys(names, END_OF_TEXT) | {
@@ -83,19 +86,20 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load(folder: Path) -> Tokenizer:
-    """Read the files back, for encoding: the same ids as transformers.CodeGenTokenizer gives."""
+    """Read the files back, for encoding: the same ids as transformers.CodeGenTokenizer gives.
+
+    But for the names of the tokens for infilling, which are text like any other in a source file.
+    """
     tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     added = json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    tokenizer.add_tokens(
-        [AddedToken(run, normalized=False) for run in sorted(added, key=added.get)]
-    )
-    for run, number in added.items():
-        if tokenizer.token_to_id(run) != number:
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in WHITESPACE])
+    for run in WHITESPACE:
+        if tokenizer.token_to_id(run) != added[run]:
             raise ValueError(
-                f"added token {run!r} has id {tokenizer.token_to_id(run)}, not {number}"
+                f"added token {run!r} has id {tokenizer.token_to_id(run)}, not {added[run]}"
             )
     return tokenizer
 

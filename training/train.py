@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from windows import Mixture, validation_batches
 
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+
 VALIDATION_CONTEXT = 512
 FINAL_RATE = 0.02  # share of the peak learning rate at the end
 
@@ -104,6 +106,14 @@ def faster_dtype() -> torch.dtype:
     return min(best, key=best.__getitem__)
 
 
+def share_of(text: str) -> float:
+    """A number from 0 to 1 of the command line."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
@@ -120,6 +130,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=60, help="steps")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the time")
     parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument(
+        "--infill", type=share_of, default=0.5, metavar="SHARE",
+        help="of the windows that are rearranged for infilling",
+    )  # fmt: skip
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--validate-every", type=float, default=240.0, help="seconds")
     parser.add_argument("--windows", type=int, default=32, help="of a validation")
@@ -136,7 +150,10 @@ def main() -> None:
         name: np.fromfile(options.data / f"{name}.bin", np.uint16)
         for name in ("functions", "short", "modules", "valid")
     }
-    mixture = Mixture(arrays["functions"], arrays["short"], arrays["modules"], options.seed)
+    mixture = Mixture(
+        *(arrays[name] for name in ("functions", "short", "modules")), options.seed,
+        options.infill, Tokenizer.from_folder(options.data),
+    )  # fmt: skip
     validation = validation_batches(arrays["valid"], VALIDATION_CONTEXT, options.windows)
 
     shape = Shape()
@@ -160,7 +177,7 @@ def main() -> None:
 
     for context in {context for context, _ in STEPS} if options.compile else ():
         empty = torch.zeros(options.tokens // context, context + 1, dtype=torch.long)
-        loss_of(empty).backward()  # compile before the clock starts
+        loss_of(empty, torch.ones(empty.shape)).backward()  # compile before the clock starts
     model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -191,7 +208,7 @@ def main() -> None:
             along = clock.elapsed / budget
             short = along > 1 - options.decay
             rate = rate_at(along, (step + 1 - first) / options.warmup, options.rate, options.decay)
-            loss = loss_of(mixture.batch(rows, context + 1, share, short))
+            loss = loss_of(*mixture.batch(rows, context + 1, share, short))
             loss.backward()
             norm = optimizer.step(rate)
             losses.append(loss.item())

@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+from rearranged import Rearranged
 from torch import Tensor
+
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 END_OF_TEXT_ID = 8000  # the id after tokenizer.py's BPE_ENTRIES
 SLOT = 512  # tokens; an epoch is every slot of an array, in random order
@@ -33,27 +36,44 @@ class Windows:
 
 
 class Mixture:
-    """Batches of windows from cut functions, from short ones alone, and from whole modules."""
+    """Batches of windows from cut functions, from short ones alone, and from whole modules.
+
+    The share `infill` of them is rearranged for infilling, which needs the tokenizer.
+    """
 
     def __init__(
-        self, functions: np.ndarray, short: np.ndarray, modules: np.ndarray, seed: int
+        self,
+        functions: np.ndarray,
+        short: np.ndarray,
+        modules: np.ndarray,
+        seed: int,
+        infill: float = 0.0,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.random = np.random.default_rng(seed)
+        self.infill = infill
+        self.rearranged = Rearranged(tokenizer, self.random) if tokenizer else None
+        if infill and self.rearranged is None:
+            raise ValueError("windows are rearranged with a tokenizer, and there is none")
         self.sources = (
             Windows(functions, 0.7, self.random),
             Windows(short, 1.0, self.random),
             Windows(modules, 0.3, self.random),
         )
 
-    def batch(self, rows: int, length: int, share: float, short: bool) -> Tensor:
-        """Return int64 [rows, length]; `share` of the rows, on average, are of functions."""
+    def batch(self, rows: int, length: int, share: float, short: bool) -> tuple[Tensor, Tensor]:
+        """Return tokens, int64, and how much each weighs when it is predicted, float32.
+
+        Both are [rows, length]; `share` of the rows, on average, are of functions.
+        """
         functions, short_functions, modules = self.sources
         functions = short_functions if short else functions
-        picked = [
-            (functions if self.random.random() < share else modules).cut(length)
-            for _ in range(rows)
-        ]
-        return torch.from_numpy(np.stack(picked).astype(np.int64))
+        picked, weights = np.empty((rows, length), np.int64), np.ones((rows, length), np.float32)
+        for row in range(rows):
+            picked[row] = (functions if self.random.random() < share else modules).cut(length)
+            if self.rearranged and self.random.random() < self.infill:
+                picked[row], weights[row] = self.rearranged.window(picked[row])
+        return torch.from_numpy(picked), torch.from_numpy(weights)
 
     def state(self) -> dict[str, object]:
         queues = [source.queue for source in self.sources]

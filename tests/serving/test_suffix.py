@@ -1,4 +1,4 @@
-"""`suffix` where the model infills; elsewhere it is refused (test_dialects.py)."""
+"""`suffix` where the model infills, and where it does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infilling_model import write_infilling_model
+from infilling_model import write_infilling_model, write_plain_model
 from running_server import Running
 
 from paddlenlp_codegen_task import CodeGenerator
@@ -22,13 +22,23 @@ GREEDY: dict[str, Any] = {
 }
 
 
+OPTIONS: dict[str, Any] = {
+    "engine": "onnxruntime", "precision": "fp32", "device": "cpu", "num_threads": 1
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def infilling(tmp_path_factory: pytest.TempPathFactory, home_path: Path) -> Iterator[CodeGenerator]:
     folder = write_infilling_model(tmp_path_factory.mktemp("codegen2"))
-    options: dict[str, Any] = {"engine": "onnxruntime", "precision": "fp32", "device": "cpu"}
-    with CodeGenerator.from_pretrained(
-        folder, home_path=home_path, num_threads=1, **options
-    ) as found:
+    with CodeGenerator.from_pretrained(folder, home_path=home_path, **OPTIONS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, home_path: Path) -> Iterator[CodeGenerator]:
+    """A model that does not infill."""
+    folder = write_plain_model(tmp_path_factory.mktemp("plain"))
+    with CodeGenerator.from_pretrained(folder, home_path=home_path, **OPTIONS) as found:
         yield found
 
 
@@ -88,3 +98,19 @@ def test_names_of_tokens_are_text(server: Running, infilling: CodeGenerator) -> 
     body = {"prompt": text, "max_tokens": 1, "token_healing": False}
     assert server.post(body).json()["usage"]["prompt_tokens"] == len(plain)
     assert server.post({"prompt": text}, "/tokenize").json()["tokens"] == plain
+
+
+def test_a_model_that_does_not_infill(serve: Callable[..., Running], plain: CodeGenerator) -> None:
+    server = serve(None, plain)
+    answer = server.post({"prompt": PREFIX, "suffix": SUFFIX})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "suffix"
+    answer = server.post({"model": "x", "prompt": PREFIX, "suffix": SUFFIX}, "/api/generate")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("suffix: this model does not infill")
+    # Copilot cannot be told to leave it out.
+    body = {"prompt": PREFIX, "max_tokens": 4, "temperature": 0}
+    path = "/v1/engines/codegen/completions"
+    one, other = (server.post({**body, **more}, path).json() for more in ({}, {"suffix": SUFFIX}))
+    assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
+    assert one["choices"] == other["choices"]
