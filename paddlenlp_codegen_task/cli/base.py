@@ -39,7 +39,15 @@ _NAMES = {
     **{
         name: "--" + name.replace("_", "-")
         for name in (
-            *(*_OF_LOADING, "from_hf_hub", "overflow", "overwrite", "log_level"),
+            *(
+                *_OF_LOADING,
+                "from_hf_hub",
+                "overflow",
+                "overwrite",
+                "log_level",
+                "replicas",
+                "port",
+            ),
             *GenerationConfig.field_names(),
         )
     },
