@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -47,13 +46,14 @@ class Deployed:
     def post(self, body: Any, path: str = "/v1/completions", **options: Any) -> httpx.Response:
         return self.client.post(path, json=body, **options)
 
-    def counted(self, name: str) -> dict[str, float]:
-        """A metric of each replica, all its other labels together."""
+    def counted(self, name: str, label: str = "") -> dict[str, float]:
+        """A metric of each replica: all that have this label together."""
         found: dict[str, float] = {}
         text = self.client.get("/metrics").text
         for labels, value in re.findall(rf"^paddlenlp_codegen:{name}{{(.*)}} (\S+)$", text, re.M):
-            [replica] = re.findall('replica="(.*?)"', labels)
-            found[replica] = found.get(replica, 0) + float(value)
+            if label in labels:
+                [replica] = re.findall('replica="(.*?)"', labels)
+                found[replica] = found.get(replica, 0) + float(value)
         return found
 
     def running(self) -> float:
@@ -113,12 +113,120 @@ def test_streams_in_parts(deployed: Deployed):
 
 def test_a_disconnect_cancels(deployed: Deployed):
     before = sum(deployed.counted("generation_tokens_total").values())
-    for stream in (True, False):
-        asked = {**LONG, "stream": stream}
-        with pytest.raises(httpx.ReadTimeout), deployed.client.stream(
-            "POST", "/v1/completions", json=asked, timeout=0.2
-        ) as answer:
-            answer.read()
-            raise httpx.ReadTimeout("all of it came")
+    with deployed.client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
+        next(answer.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        deployed.post(LONG, timeout=0.3)
     wait_until(lambda: deployed.running() == 0)
     assert sum(deployed.counted("generation_tokens_total").values()) == before
+    gone = deployed.counted("request_success_total", 'finished_reason="abort"')
+    assert sum(gone.values()) == 2
+
+
+def test_an_editor_stays_with_a_replica(deployed: Deployed):
+    def asked() -> dict[str, float]:
+        return deployed.counted("prefix_cache_queries_total")
+
+    before = asked()
+    code = "".join(f"def number_{n}():\n    return {n}\n\n" for n in range(30))
+    found = []
+    for length in range(300, 700, 50):
+        answer = deployed.post({"prompt": code[:length], "max_tokens": 1}).json()
+        found.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert found[0] == 0
+    assert all(found[1:])
+    grown = [count - before[replica] for replica, count in asked().items()]
+    assert min(grown) == 0 < max(grown)
+
+    # Editors of other files are with both replicas; one whose file is new stays where it says.
+    for n in range(20):
+        deployed.post({"prompt": f"{n:100}", "max_tokens": 1})
+    assert all(count > before[replica] for replica, count in asked().items())
+    before = asked()
+    for n in range(6):
+        deployed.post({"prompt": f"{n:100}", "max_tokens": 1}, headers={"x-session-id": "mine"})
+    assert sum(count > before[replica] for replica, count in asked().items()) == 1
+
+
+def test_refuses_what_it_has_no_room_for(deployed: Deployed):
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(deployed.post, [LONG] * 12))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    whole = [answer for answer in answers if answer.status_code == 200]
+    assert len(refused) + len(whole) == 12
+    # Two rows and one that waits with each replica, and one at the door.
+    assert len(whole) >= 6
+    assert refused
+    for answer in refused:
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert all(len(deployed.counted(name)) == 2 for name in ("num_requests_running",))
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v1/completions", {"message": "MESSAGE", "type": "invalid_request_error"}),
+        ("/generate", "MESSAGE"),
+        ("/api/generate", "MESSAGE"),
+    ],
+)
+def test_refuses_at_the_door(deployed: Deployed, path: str, error: Any):
+    message = "the body must have 10000 bytes at most"
+    answer = deployed.post({"prompt": "a" * 10_000}, path)
+    told = answer.json()["error"]
+    assert answer.status_code == 413
+    assert (told["message"] if isinstance(told, dict) else told) == message
+    answer = httpx.post(deployed.client.base_url.join(path), json={})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_browsers_may_ask(deployed: Deployed):
+    origin = {"Origin": "https://example.com"}
+    for body in ({"prompt": "a", "max_tokens": 1}, {"prompt": "a" * 10_000}):
+        answer = deployed.post(body, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://example.com"
+
+
+def test_a_replica_dies(deployed: Deployed):
+    import ray
+
+    ray.init(address=deployed.cluster.address, log_to_driver=False)
+    try:
+        session = {"x-session-id": "of a replica that dies"}
+        asked = {**LONG, "stream": True}
+        with (
+            ThreadPoolExecutor(1) as pool,
+            deployed.client.stream(
+                "POST", "/v1/completions", json=asked, headers=session
+            ) as answer,
+        ):
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+            plain = pool.submit(deployed.post, LONG, headers=session)
+            wait_until(lambda: max(deployed.counted("num_requests_running").values()) == 2)
+            running = deployed.counted("num_requests_running")
+            name = f"SERVE_REPLICA::paddlenlp-codegen#Model#{max(running, key=running.__getitem__)}"
+            ray.kill(ray.get_actor(name, namespace="serve"))
+            *_, failed, end = lines
+            assert json.loads(failed.removeprefix("data: "))["error"]["type"] == "server_error"
+            assert end == "data: [DONE]"
+            # Nothing of the other's answer had been sent.
+            assert plain.result().json()["usage"]["completion_tokens"] == 900
+        wait_until(lambda: len(deployed.counted("num_requests_running")) == 2)
+    finally:
+        ray.shutdown()
+
+
+def test_ends_when_what_runs_has_ended(deployed: Deployed):
+    with deployed.client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        next(lines)
+        deployed.command.send_signal(signal.SIGTERM)
+        *_, last, end = lines
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert end == "data: [DONE]"
+    assert deployed.command.wait(PATIENCE) == 0
+    with pytest.raises(httpx.ConnectError):
+        deployed.client.get("/health")
