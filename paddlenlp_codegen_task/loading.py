@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +68,61 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class ExportedModel:
+    """A model's export, which `load_export` loads, from here or from a copy.
+
+    Attributes:
+        name: as LoadedModel has it.
+        folder: the export.
+        precision: what it runs in, never "auto".
+        on_gpu: whether it was asked to run on one.
+    """
+
+    name: str
+    folder: Path
+    precision: str
+    on_gpu: bool
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A model's weights, those of its adapter among them, and what they are to run on."""
+
+    name: str
+    folder: Path
+    weights: FusedWeights
+    adapter: Adapter | None
+    engine_name: str
+    engine: engines.Engine
+    device_id: int | None
+    precision: str
+    load: Callable[[Path], Runtime]
+
+    def find_or_build(self, root: Path, large_files: bool = True) -> Path:
+        """The folder of their export; see `store.find_or_build`."""
+        config = self.weights.config
+        made_from = {
+            "weights": self.weights.identity(),
+            "files": _files_identity(self.folder),
+            "engine": self.engine_name,
+            "precision": self.precision,
+            "qkv_groups": _groups(config),
+            "adapter": self.adapter.identity if self.adapter else _NO_ADAPTER,
+            **self.engine.versions(),
+        }
+        needed = self.engine.export_bytes(config, self.precision)
+        return store.find_or_build(root, made_from, needed, self._build, large_files=large_files)
+
+    def _build(self, draft: Path) -> None:
+        _checked_tokenizer(self.folder, self.weights.config)
+        logger.info("exporting %s to a static graph", self.folder)
+        for path in _copied_files(self.folder):
+            shutil.copyfile(path, draft / path.name)
+        self.engine.export(self.weights, draft, self.precision)
+        _check_export(self.load(draft), self.weights, self.precision)
+
+
 def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> LoadedModel:
     """Find a model, export it unless that has been done, and load the export.
 
@@ -81,6 +135,53 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
         DownloadError, FileNotFoundError, CheckpointError, ExportError, ValueError: in one line,
             what is missing or wrong.
     """
+    with _weights_of(name_or_path, options) as found:
+        if not options.static_mode:
+            tokenizer = _checked_tokenizer(found.folder, found.weights.config)
+            ends = end_tokens.of(found.folder, found.weights.config, tokenizer)
+            eager = _load_eager(found.weights, found.device_id, options.threads, found.precision)
+            return LoadedModel(found.name, found.folder, found.precision, eager, tokenizer, ends)
+        root = exports_of(found.name, options)
+        export = found.find_or_build(root, large_files=False)
+        try:
+            return _open(found.name, export, found.precision, found.load)
+        except store.ExportError:  # a large file is damaged: build again
+            return _open(found.name, found.find_or_build(root), found.precision, found.load)
+
+
+def find_export(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> ExportedModel:
+    """Find a model, export it unless that has been done, and load nothing.
+
+    Args:
+        name_or_path: as for `load_model`; or a folder that it exported.
+        options: where and how it is to run.
+
+    Raises:
+        DownloadError, FileNotFoundError, CheckpointError, ExportError, ValueError: as `load_model`
+            does, or `load_export`.
+    """
+    if not options.static_mode:
+        raise ValueError("static_mode=False makes no export")
+    if name_or_path is not None and store.is_export(os.path.expanduser(name_or_path)):
+        folder = checks.path("folder", name_or_path)
+        precision, device_id, _ = _checked_export(folder, options)
+        store.check_large_files(folder)
+        return ExportedModel(folder.name, folder, precision, device_id is not None)
+    with _weights_of(name_or_path, options) as found:
+        folder = found.find_or_build(exports_of(found.name, options))
+        return ExportedModel(found.name, folder, found.precision, found.device_id is not None)
+
+
+def exports_of(name: str, options: LoadOptions) -> Path:
+    """The folder where a model's exports are kept."""
+    return options.home / "taskflow" / "code_generation" / name
+
+
+@contextmanager
+def _weights_of(
+    name_or_path: str | os.PathLike[str] | None, options: LoadOptions
+) -> Iterator[_Weights]:
+    """Find a model, and open its files."""
     if name_or_path is not None:
         name_or_path = checked_model("name_or_path", name_or_path)
     name, folder = _find(name_or_path, options)
@@ -94,40 +195,9 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
-        if not options.static_mode:
-            tokenizer = _checked_tokenizer(folder, config)
-            ends = end_tokens.of(folder, config, tokenizer)
-            eager = _load_eager(weights, device_id, options.threads, precision)
-            return LoadedModel(name, folder, precision, eager, tokenizer, ends)
-
-        def build(draft: Path) -> None:
-            _checked_tokenizer(folder, config)
-            logger.info("exporting %s to a static graph", folder)
-            for path in _copied_files(folder):
-                shutil.copyfile(path, draft / path.name)
-            engine.export(weights, draft, precision)
-            _check_export(load(draft), weights, precision)
-
-        find_or_build = partial(
-            store.find_or_build,
-            options.home / "taskflow" / "code_generation" / name,
-            {
-                "weights": weights.identity(),
-                "files": _files_identity(folder),
-                "engine": engine_name,
-                "precision": precision,
-                "qkv_groups": _groups(config),
-                "adapter": adapter.identity if adapter else _NO_ADAPTER,
-                **engine.versions(),
-            },
-            engine.export_bytes(config, precision),
-            build,
+        yield _Weights(
+            name, folder, weights, adapter, engine_name, engine, device_id, precision, load
         )
-        export = find_or_build(large_files=False)
-        try:
-            return _open(name, export, precision, load)
-        except store.ExportError:  # a large file is damaged: build again
-            return _open(name, find_or_build(), precision, load)
 
 
 def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
@@ -138,11 +208,19 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
         ExportError: it is damaged, or made for another engine or version.
         ValueError: an option asks for what an export cannot do.
     """
+    folder = checks.path("folder", path)
+    precision, _, load = _checked_export(folder, options)
+    return _open(folder.name, folder, precision, load)
+
+
+def _checked_export(
+    folder: Path, options: LoadOptions
+) -> tuple[str, int | None, Callable[[Path], Runtime]]:
+    """An export's precision, the device it is to run on, and what loads it; errors as there."""
     if not options.static_mode:
         raise ValueError("static_mode=False needs a checkpoint: an export has only the graph")
     if options.from_hf_hub:
         raise ValueError("from_hf_hub=True needs a checkpoint's name: an export is a folder here")
-    folder = checks.path("folder", path)
     if not folder.is_dir():
         raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
     made_from = store.read_manifest(folder)["made_from"]
@@ -176,7 +254,7 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
     load = _loader(engine_name, engine, config, device_id, precision, options)
-    return _open(folder.name, folder, precision, load)
+    return precision, device_id, load
 
 
 def load_draft(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:

@@ -62,6 +62,26 @@ def key_of(one: Row | Refused) -> Hashable:
     return "id", one.id
 
 
+class Unfinished:
+    """Which rows are left to do, of rows that come in the same order every time."""
+
+    def __init__(self, finished: Keys) -> None:
+        """Begin with the first row.
+
+        Args:
+            finished: the keys of those that have ended.
+        """
+        self._finished, self._seen = finished, Keys()
+
+    def left(self, row: Row | Refused) -> Row | Refused | None:
+        """The row, or None if it has ended before. An id's second row is Refused."""
+        if isinstance(row, Row) and not self._seen.add(key_of(row)):
+            row = Refused("an earlier row has the same id", row.id, row.line)
+        if key_of(row) in self._finished or ("line", row.line) in self._finished:
+            return None
+        return row
+
+
 def unfinished(rows: Iterator[Row | Refused], finished: Keys) -> Iterator[Row | Refused]:
     """Rows that have not ended before, each id once: a second one is Refused.
 
@@ -69,10 +89,5 @@ def unfinished(rows: Iterator[Row | Refused], finished: Keys) -> Iterator[Row | 
         rows: all of them, in the same order every time.
         finished: the keys of those that have ended.
     """
-    seen = Keys()
-    for row in rows:
-        if isinstance(row, Row) and not seen.add(key_of(row)):
-            row = Refused("an earlier row has the same id", row.id, row.line)
-        if key_of(row) in finished or ("line", row.line) in finished:
-            continue
-        yield row
+    left = Unfinished(finished).left
+    return (row for one in rows if (row := left(one)) is not None)

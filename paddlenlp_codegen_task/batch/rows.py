@@ -6,9 +6,11 @@ import codecs
 import hashlib
 import os
 import stat
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,7 @@ Id = str | int
 FIELDS = ("prompt", "prefix", "suffix", "id", "options")  # of a line
 _MOST_ID_BYTES = 4095  # Linux's PATH_MAX: a file's path is its id
 _BLOCK = 1 << 20
+PIECE = 4096  # rows, or lines, that are read as one
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Refused:
         return f"line {self.line}" if self.line is not None else checks.shown(self.id)
 
 
+# Makes an iterator of rows that follow one another. Unless they pass once it can be pickled, and
+# then called wherever what it reads is to be had.
+Piece = Callable[[], Iterator[Row | Refused]]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where rows come from.
@@ -68,12 +76,18 @@ class Source:
     Attributes:
         identity: of their content, the same as long as that is; None where it passes once.
         count: how many there are; None where that is not known.
-        rows: makes an iterator of them, from the first on.
+        pieces: makes an iterator of what all of them come in, the same pieces every time.
+        anywhere: whether other machines can read the pieces, too.
     """
 
     identity: str | None
     count: int | None
-    rows: Callable[[], Iterator[Row | Refused]]
+    pieces: Callable[[], Iterator[Piece]]
+    anywhere: bool = False
+
+    def rows(self) -> Iterator[Row | Refused]:
+        """All of them, from the first on."""
+        return chain.from_iterable(piece() for piece in self.pieces())
 
     @classmethod
     def of_path(cls, path: Path) -> Source:
@@ -87,20 +101,28 @@ class Source:
         """
         if path.is_dir():
             identity, count = _of_folder(path)
-            return cls(identity, count, partial(_rows_of_folder, path))
+            return cls(identity, count, partial(_pieces_of_folder, path))
         check_regular(path)
-        identity, count = _of_file(path)
-        return cls(identity, count, partial(_rows_of_file, path))
+        identity, count, starts = _of_file(path)
+        return cls(identity, count, partial(_pieces_of_file, path, starts))
 
     @classmethod
     def of_stream(cls, file: IO[bytes]) -> Source:
         """The rows of JSON lines that come one after another, when they come."""
-        return cls(None, None, partial(rows_of_lines, file))
+        return cls(None, None, lambda: iter([partial(rows_of_lines, file)]))
 
 
-def rows_of_lines(file: IO[bytes]) -> Iterator[Row | Refused]:
-    """The rows of JSON lines; blank ones only count."""
-    for number, line in enumerate(lines(file, MOST_BYTES), 1):
+def rows_of_lines(
+    file: IO[bytes], first: int = 1, most: int | None = None
+) -> Iterator[Row | Refused]:
+    """The rows of JSON lines; blank ones only count.
+
+    Args:
+        file: at the beginning of a line.
+        first: the number of that line.
+        most: how many lines are read; None for all.
+    """
+    for number, line in enumerate(islice(lines(file, MOST_BYTES), most), first):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
@@ -187,22 +209,33 @@ def _token_id(name: str) -> int | str:
 # Files and folders.
 
 
-def _of_file(path: Path) -> tuple[str, int]:
-    """A file's identity, and how many lines are not blank."""
-    digest, count, begun = hashlib.sha256(), 0, False
+def _of_file(path: Path) -> tuple[str, int, array[int]]:
+    """A file's identity, how many lines are not blank, and where each PIECE of lines starts."""
+    digest, count, begun, number, at = hashlib.sha256(), 0, False, 0, 0
+    starts = array("Q", [0])
     with path.open("rb") as file:
         while part := file.readline(_BLOCK):
             digest.update(part)
+            at += len(part)
             begun = begun or bool(part.strip())
             if part.endswith(b"\n"):
                 count += begun
                 begun = False
-    return digest.hexdigest(), count + begun
+                number += 1
+                if number % PIECE == 0:
+                    starts.append(at)
+    return digest.hexdigest(), count + begun, starts
 
 
-def _rows_of_file(path: Path) -> Iterator[Row | Refused]:
+def _pieces_of_file(path: Path, starts: array[int]) -> Iterator[Piece]:
+    for number, start in enumerate(starts):
+        yield partial(_rows_of_file, path, start, number * PIECE + 1)
+
+
+def _rows_of_file(path: Path, start: int, first: int) -> Iterator[Row | Refused]:
     with path.open("rb") as file:
-        yield from rows_of_lines(file)
+        file.seek(start)
+        yield from rows_of_lines(file, first, PIECE)
 
 
 def _of_folder(folder: Path) -> tuple[str, int]:
@@ -216,8 +249,14 @@ def _of_folder(folder: Path) -> tuple[str, int]:
     return digest.hexdigest(), count
 
 
-def _rows_of_folder(folder: Path) -> Iterator[Row | Refused]:
-    return (_row_of_file(folder, name) for name in _names(folder))
+def _pieces_of_folder(folder: Path) -> Iterator[Piece]:
+    names = _names(folder)
+    while some := list(islice(names, PIECE)):
+        yield partial(_rows_of_folder, folder, some)
+
+
+def _rows_of_folder(folder: Path, names: list[str]) -> Iterator[Row | Refused]:
+    return (_row_of_file(folder, name) for name in names)
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.batch.completing import Completed, Completing
+from paddlenlp_codegen_task.batch.completing import Completed, Completing, Outcome
 from paddlenlp_codegen_task.batch.finished import unfinished
 from paddlenlp_codegen_task.batch.results import Files, Results, Stream, paths
 from paddlenlp_codegen_task.batch.rows import Refused, Row, Source
@@ -83,7 +83,7 @@ class Batch:
         self._results: Results = Stream()
         if out is not None:
             config = self._completing.config
-            self._results = Files(out, _made_of(source, generator, config), overwrite)
+            self._results = Files(out, made_of(source, generator, config), overwrite)
             if source.identity is None and len(self._results.finished):
                 self._results.close()
                 raise ValueError(
@@ -102,24 +102,10 @@ class Batch:
             OSError: the input cannot be read, or a result not be written.
             RuntimeError: the model has failed.
         """
-        results, tokens, start = self._results, 0, time.perf_counter()
-        before = len(results.finished)
-        try:
-            bar = Bar(self._source.count, progress, before)
-            # Closed at once where a result cannot be written: what runs is given up.
-            with bar, closing(iter(self._completing)) as outcomes:
-                for outcome in outcomes:
-                    results.write(outcome)
-                    new = 0
-                    if isinstance(outcome, Completed):
-                        new = sum(len(one.token_ids) for one in outcome.completions)
-                    tokens += new
-                    bar.update(new)
-        finally:
-            results.close()
-        seconds = time.perf_counter() - start
-        completed, refused = results.completed, results.refused
-        return Summary(completed, refused, before, tokens, seconds, self._completing.stopped)
+        # Closed at once where a result cannot be written: what runs is given up.
+        with closing(iter(self._completing)) as outcomes:
+            summary = keep(outcomes, self._results, self._source.count, progress)
+        return replace(summary, stopped=self._completing.stopped)
 
     def stop(self) -> None:
         """Have `run` end once what has finished is written; may be called from anywhere."""
@@ -127,6 +113,36 @@ class Batch:
 
     def _rows(self) -> Iterator[Row | Refused]:
         yield from unfinished(self._source.rows(), self._results.finished)
+
+
+def keep(
+    outcomes: Iterable[Outcome], results: Results, count: int | None, progress: bool | None
+) -> Summary:
+    """Write what rows come to, as it comes, and close the results.
+
+    Args:
+        outcomes: of rows that had not ended before.
+        results: where they go.
+        count: how many rows there are, those included that had ended; None where nobody knows.
+        progress: whether to show a bar; None for where standard error is a terminal.
+
+    Raises:
+        OSError: a result cannot be written.
+    """
+    tokens, start, before = 0, time.perf_counter(), len(results.finished)
+    try:
+        with Bar(count, progress, before) as bar:
+            for outcome in outcomes:
+                results.write(outcome)
+                new = 0
+                if isinstance(outcome, Completed):
+                    new = sum(len(one.token_ids) for one in outcome.completions)
+                tokens += new
+                bar.update(new)
+    finally:
+        results.close()
+    seconds = time.perf_counter() - start
+    return Summary(results.completed, results.refused, before, tokens, seconds, stopped=False)
 
 
 def complete_batch(
@@ -172,14 +188,31 @@ def check_apart(source: Path, out: Path) -> None:
             raise ValueError(f"out: {path} must not be in the folder that is read")
 
 
-def _made_of(source: Source, generator: CodeGenerator, config: GenerationConfig) -> dict[str, Any]:
+class Model(Protocol):
+    """What tells a model, as a CodeGenerator does.
+
+    Attributes:
+        name: of the model.
+        precision: what it runs in, never "auto".
+        folder: the export; without a static graph, the checkpoint.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+
+def made_of(source: Source, found: Model, config: GenerationConfig) -> dict[str, Any]:
     """What the results depend on. A model is told by its weights: its name may be another's."""
-    model = {"name": generator.name, "precision": generator.precision}
+    model = {"name": found.name, "precision": found.precision}
     try:
-        made_from = store.read_manifest(generator.folder)["made_from"]
+        made_from = store.read_manifest(found.folder)["made_from"]
         model |= {part: made_from.get(part) for part in ("engine", "weights", "files")}
     except store.ExportError:  # without a static graph
-        model["folder"] = str(generator.folder.resolve())
+        model["folder"] = str(found.folder.resolve())
     return {
         "input": {"sha256": source.identity, "rows": source.count},
         "model": model,

@@ -160,7 +160,8 @@ def test_a_run_that_is_stopped_is_gone_on_with(
 
     before = 0
     for taken in range(3, TOTAL, 3):
-        running.append(Batch(fake, replace(whole, rows=partial(rows, taken)), out, seed=1))
+        source_now = replace(whole, pieces=partial(iter, [partial(rows, taken)]))
+        running.append(Batch(fake, source_now, out, seed=1))
         summary = running[-1].run()
         assert summary.stopped
         assert summary.before == before
