@@ -183,7 +183,7 @@ def serve(
         str | None,
         typer.Option(
             help="Serve on a Ray cluster: HOST:PORT of its head, or auto for the one that runs "
-            "here. Every node listens; --num-threads are the CPUs of a replica, 1 by default.",
+            "here. Every node that has a part of the server listens.",
             metavar="ADDRESS",
             rich_help_panel=_RAY,
             show_default="this process alone",
@@ -192,10 +192,12 @@ def serve(
     replicas: Annotated[
         str | None,
         typer.Option(
-            help="How many replicas of the model, or MIN:MAX for as many as are needed.",
+            help="How many replicas of the model, or MIN:MAX for as many as what waits needs. Each "
+            "takes as many CPUs as --num-threads says, by default all of the smallest node's; with "
+            "--device=gpu a GPU.",
             metavar="N",
             rich_help_panel=_RAY,
-            show_default="1",
+            show_default="as many as there is room for",
         ),
     ] = None,
 ) -> None:
@@ -229,8 +231,7 @@ def serve(
         if ray is None:
             _serve_here(loading, settings, host, port, no_api_key)
         else:
-            number = replicas or "1"
-            _serve_on_ray(ray, number, loading, settings, host, port, no_api_key, log_level)
+            _serve_on_ray(ray, replicas, loading, settings, host, port, no_api_key, log_level)
 
 
 def _serve_here(
@@ -255,7 +256,7 @@ def _serve_here(
 
 def _serve_on_ray(
     address: str,
-    replicas: str,
+    replicas: str | None,
     loading: dict[str, Any],
     settings: Settings,
     host: str,
@@ -270,15 +271,14 @@ def _serve_on_ray(
             raise ValueError("port must be given with --ray: every node listens at it")
         public = host not in _LOOPBACK
         _check_key(host, public, settings, no_api_key)
-        number = application.Replicas.parse(replicas)
-        built = application.build(loading, settings, number, log_level)
-        cluster.connect(address)
-        # Again, as Ray has taken SIGTERM.
-        with ended_by_signals(), running.deployed(built, host, port):
-            _say_who(public, settings)
-            name = loading.get("model", "the default model")
-            typer.echo(f"serving {name} on {replicas} replicas at http://{host}:{port}")
-            running.wait()
+        with cluster.connected(address):
+            built = application.build(loading, settings, replicas, log_level)
+            # Again, as Ray has taken SIGTERM.
+            with ended_by_signals(), running.deployed(built, host, port):
+                _say_who(public, settings)
+                name = loading.get("model", "the default model")
+                typer.echo(f"serving {name} on {address} at http://{host}:{port}")
+                running.wait()
 
 
 def _check_key(host: str, public: bool, settings: Settings, no_api_key: bool) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.schema import LoggingConfig
 
+from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.distributed.deployment import Ingress, Model
 from paddlenlp_codegen_task.load_options import LoadOptions
 from paddlenlp_codegen_task.serving import keys
@@ -29,35 +29,12 @@ _PATHS = ("model", "adapter", "draft_model", "home_path")
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """How many replicas there are: from `least` to `most`, by what waits."""
-
-    least: int
-    most: int
-
-    @classmethod
-    def parse(cls, text: str) -> Replicas:
-        """Read "N" or "MIN:MAX".
-
-        Raises:
-            ValueError: it is neither.
-        """
-        match = re.fullmatch(r"(\d{1,4})(?::(\d{1,4}))?", text)
-        found = None if match is None else cls(int(match[1]), int(match[2] or match[1]))
-        if found is None or not 1 <= found.least <= found.most:
-            raise ValueError(
-                f"replicas must be a number, such as 4, or two, such as 2:8, got {text!r}"
-            )
-        return found
-
-
 class Arguments(BaseModel):
     """What an application is built of, named and meant as the options of `serve`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    replicas: str = "1"
+    replicas: str | int | None = None
 
     model: str | None = None
     engine: str | None = None
@@ -70,7 +47,7 @@ class Arguments(BaseModel):
     home_path: str | None = None
     cuda_graph: bool | None = None
     batch_size: int = Field(BATCH_SIZE, ge=1)
-    num_threads: int = Field(1, ge=1)
+    num_threads: int | None = Field(None, ge=1)
     kv_cache_bytes: int | None = None
     prefix_cache_bytes: int | None = None
 
@@ -129,25 +106,28 @@ def app(arguments: Arguments) -> serve.Application:
             f"api_key_file, api_key or {keys.VARIABLE}, or no_api_key to let everybody in"
         )
     loading = {name: getattr(given, name) for name in LOADING if getattr(given, name) is not None}
-    return build(loading, settings, Replicas.parse(given.replicas), given.log_level)
+    return build(loading, settings, given.replicas, given.log_level)
 
 
 def build(
-    loading: Mapping[str, Any], settings: Settings, replicas: Replicas, log_level: str
+    loading: Mapping[str, Any], settings: Settings, replicas: str | int | None, log_level: str
 ) -> serve.Application:
-    """Put the deployments together.
+    """Put the deployments together, for the cluster that this process is connected to.
 
     Args:
-        loading: as `deployment.load` takes it. `num_threads` are the CPUs that a replica takes, 1
-            by default; with `device="gpu"` each takes a GPU.
+        loading: as `deployment.load` takes it. `num_threads` are the CPUs that a replica takes, all
+            of the smallest node's by default; with `device="gpu"` each takes a GPU.
         settings: what is allowed.
-        replicas: how many.
+        replicas: N, or MIN:MAX for as many as what waits needs; None for as many as the cluster has
+            room for.
         log_level: "debug", "info" (a line a request), "warning" or "error".
 
     Raises:
-        ValueError, TypeError: an option of loading cannot be.
+        ValueError, TypeError: an option cannot be.
     """
-    loading = _checked({"batch_size": BATCH_SIZE, "num_threads": 1, **loading})
+    loading = _checked({"batch_size": BATCH_SIZE, **loading})
+    on_gpu = loading.get("device") == "gpu"
+    pool = Pool.of(replicas, loading.get("num_threads"), on_gpu, "replicas")
     batch_size = loading["batch_size"]
     model = serve.deployment(
         name="Model",
@@ -158,18 +138,15 @@ def build(
         request_router_config=RequestRouterConfig(
             request_router_class=ConsistentHashRouter  # type: ignore[arg-type]
         ),
-        ray_actor_options={
-            "num_cpus": loading["num_threads"],
-            "num_gpus": 1 if loading.get("device") == "gpu" else 0,
-        },
+        ray_actor_options={"num_cpus": pool.cpus, "num_gpus": pool.gpus},
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=WAIT_LOOP,
         logging_config=_QUIET,
-        **_number(replicas, batch_size),
+        **_number(pool, batch_size),
     )(Model)
     door = serve.deployment(
         name="Ingress",
-        num_replicas=1 + (replicas.most - 1) // DOOR_FOR,
+        num_replicas=1 + (pool.most - 1) // DOOR_FOR,
         max_ongoing_requests=10_000,  # each waits for a replica, and few may
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.drain_seconds + LAST_WORDS,
@@ -177,7 +154,8 @@ def build(
         logging_config=_QUIET,
     )(serve.ingress()(Ingress))
     within = replace(settings, api_keys=(), cors_origins=())
-    return door.bind(model.bind(loading, within, log_level), settings, log_level)
+    bound = model.bind(loading, pool, within, log_level)
+    return door.bind(bound, settings, log_level)
 
 
 def _checked(loading: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +172,13 @@ def _checked(loading: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _number(replicas: Replicas, batch_size: int) -> dict[str, Any]:
-    """How many there are, in Serve's words: more as soon as requests wait for a row."""
-    if replicas.least == replicas.most:
-        return {"num_replicas": replicas.least}
+def _number(pool: Pool, batch_size: int) -> dict[str, Any]:
+    """How many replicas there are, in Serve's words: more as soon as requests wait for a row."""
+    if pool.least == pool.most:
+        return {"num_replicas": pool.least}
     scaling = AutoscalingConfig(
-        min_replicas=replicas.least,
-        max_replicas=replicas.most,
+        min_replicas=pool.least,
+        max_replicas=pool.most,
         target_ongoing_requests=batch_size,
     )
     return {"autoscaling_config": scaling}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from paddlenlp_codegen_task import checks
 
 logger = logging.getLogger(__name__)
 
+_REACHED = 5.0  # seconds within which a cluster's head answers
 _ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}")
 _WORKERS = re.compile("([0-9]{1,6})(?::([0-9]{1,6}))?")
 
@@ -35,8 +37,11 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     try:
+        if address != "auto":  # Ray itself tries for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _REACHED).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         if address == "auto":
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
         else:
@@ -84,7 +89,13 @@ class Pool:
     on_a_node: int
 
     @classmethod
-    def of(cls, workers: str | int | None, threads: int | None, on_gpu: bool) -> Pool:
+    def of(
+        cls,
+        workers: str | int | None,
+        threads: int | None,
+        on_gpu: bool,
+        called: str = "workers",
+    ) -> Pool:
         """What is asked for, and what the cluster has room for where nothing is.
 
         Args:
@@ -92,6 +103,7 @@ class Pool:
             threads: of each worker's model; None for all of the smallest node's CPUs, and 1 for
                 a model on a GPU.
             on_gpu: whether each has a GPU.
+            called: what the user calls them.
 
         Raises:
             TypeError, ValueError: `workers` is neither.
@@ -107,11 +119,13 @@ class Pool:
         if not any(room):
             gpu = " and a GPU" if on_gpu else ""
             logger.warning("waiting for a node with %d CPUs%s: the cluster has none", threads, gpu)
-        least, most = (max(1, sum(room)),) * 2 if workers is None else parsed_workers(workers)
+        least, most = (
+            (max(1, sum(room)),) * 2 if workers is None else parsed_workers(workers, called)
+        )
         return cls(least, most, threads, int(on_gpu), max(1, *room))
 
 
-def parsed_workers(workers: str | int) -> tuple[int, int]:
+def parsed_workers(workers: str | int, called: str = "workers") -> tuple[int, int]:
     """The least and the most workers that an option asks for.
 
     Raises:
@@ -121,7 +135,7 @@ def parsed_workers(workers: str | int) -> tuple[int, int]:
     least = int(match[1]) if match else 0
     most = int(match[2]) if match and match[2] else least
     if not 1 <= least <= most:
-        raise ValueError(f"workers must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}")
+        raise ValueError(f"{called} must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}")
     return least, most
 
 

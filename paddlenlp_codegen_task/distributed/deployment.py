@@ -8,15 +8,16 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import ray
 from prometheus_client.core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from paddlenlp_codegen_task.distributed import ingress
+from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.export.store import is_export
 from paddlenlp_codegen_task.generator import CodeGenerator
+from paddlenlp_codegen_task.runtime import device
 from paddlenlp_codegen_task.serving import run
 from paddlenlp_codegen_task.serving.app import create_app
 from paddlenlp_codegen_task.serving.settings import Settings
@@ -25,14 +26,21 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
 
-def load(loading: Mapping[str, Any]) -> CodeGenerator:
-    """Load a model on the machine that this runs on.
+def load(loading: Mapping[str, Any], pool: Pool) -> CodeGenerator:
+    """Load a model on the node that this runs on; what is exported is, once, in its store.
+
+    A driver that sends its export, as that of a batch does, is not there any more when a replica
+    starts later.
 
     Args:
-        loading: options of `CodeGenerator.from_pretrained`, and `model`: a name, or a path on that
-            machine.
+        loading: options of `CodeGenerator.from_pretrained`, and `model`: a name, or a path that
+            this node sees.
+        pool: what a replica takes of its node.
     """
-    given = dict(loading)
+    given = {**loading, "num_threads": pool.cpus, "device": "gpu" if pool.gpus else "cpu"}
+    free = None if pool.gpus else device.free_bytes(None)
+    if free is not None:  # which several replicas of a node have together
+        given.setdefault("kv_cache_bytes", max(1, free // 2 // pool.on_a_node))
     model = given.pop("model", None)
     if model is not None and is_export(os.path.expanduser(model)):
         return CodeGenerator.from_export(model, **given)
@@ -42,18 +50,21 @@ def load(loading: Mapping[str, Any]) -> CodeGenerator:
 class Model:
     """A replica: a model, and the same application as on one machine."""
 
-    def __init__(self, loading: Mapping[str, Any], settings: Settings, log_level: str) -> None:
+    def __init__(
+        self, loading: Mapping[str, Any], pool: Pool, settings: Settings, log_level: str
+    ) -> None:
         """Load a model, and serve it.
 
         Args:
             loading: as `load` takes it.
+            pool: what a replica takes of its node.
             settings: what is allowed, but for keys and origins, which the door knows.
             log_level: "debug", "info" (a line a request), "warning" or "error".
         """
         _log(log_level)
-        self._generator = load(loading)
+        self._generator = load(loading, pool)
         if "prefix_cache_bytes" not in loading:
-            run.keep_prefixes(self._generator, _replicas_here())
+            run.keep_prefixes(self._generator, pool.on_a_node)
         app = create_app(self._generator, settings)
         self._app, self._engine = app, app.state.engine
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -128,15 +139,6 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """What answers HTTP."""
         return ingress.create_app(self._model, self._settings)
-
-
-def _replicas_here() -> int:
-    """How many replicas this machine has room for."""
-    context = ray.get_runtime_context()
-    own = context.get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    here = next(one for one in nodes if one["NodeID"] == context.get_node_id())
-    return max(1, int(here["Resources"].get("CPU", 1) // own))
 
 
 def _log(level: str) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from paddlenlp_codegen_task import checks
 
+logger = logging.getLogger(__name__)
+
 NAME = "paddlenlp-codegen"
-LOOK = 0.5  # seconds between two looks whether the application is there
+LOOK = 0.5  # seconds between two looks at the application
 
 
 @contextmanager
@@ -28,6 +33,7 @@ def deployed(application: serve.Application, host: str, port: int) -> Iterator[N
         ValueError: Serve runs already, and listens somewhere else.
         RuntimeError: the application does not come up.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # There is no public way to ask where Serve listens.
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
@@ -37,20 +43,27 @@ def deployed(application: serve.Application, host: str, port: int) -> Iterator[N
                 f"--host, --port: Serve runs on this cluster already and listens at "
                 f"{options.host}:{options.port}: give these, or end it by `serve shutdown`"
             )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-        serve.run(application, name=NAME)
+        try:
+            serve.start(
+                proxy_location="EveryNode",
+                http_options={"host": host, "port": port},
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+        except RuntimeError as error:
+            raise RuntimeError(_reason([str(error)])) from error
+        target = serve.RunTarget(application, NAME)
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_until_it_runs()
         yield
-    except RuntimeError as error:
-        raise RuntimeError(_reason(error)) from error
     finally:
         # Ending Serve itself would cut off what is being answered.
         serve.delete(NAME, _blocking=False)
-        while NAME in serve.status().applications:
+        while _status() is not None:
             time.sleep(LOOK)
         if client is None:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            with redirect_stdout(io.StringIO()):  # Ray prints there that the controller has died
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def wait() -> None:
@@ -61,7 +74,7 @@ def wait() -> None:
     """
     while True:
         try:
-            there = NAME in serve.status().applications
+            there = _status() is not None
         except RayError as error:
             raise RuntimeError(f"the cluster is gone: {type(error).__name__}") from error
         if not there:
@@ -69,7 +82,26 @@ def wait() -> None:
         time.sleep(LOOK)
 
 
-def _reason(error: RuntimeError) -> str:
-    """Why an application does not come up: the last line of the traceback of its replica."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return checks.line(lines[-1], 500) if lines else "the application does not come up"
+def _status() -> Any:
+    """How the application is; None if there is none."""
+    return serve.status().applications.get(NAME)
+
+
+def _wait_until_it_runs() -> None:
+    told = False
+    while (status := _status()) is None or status.status != ApplicationStatus.RUNNING:
+        messages = [one.message for one in status.deployments.values()] if status else []
+        if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(_reason(messages or [status.message]))
+        if not told:  # what Serve says of replicas that take long
+            for message in filter(None, messages):
+                logger.warning("%s", checks.line(message, 500))
+                told = True
+        time.sleep(LOOK)
+
+
+def _reason(messages: list[str]) -> str:
+    """Why an application does not come up: the end of the traceback of a replica's."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    name, _, reason = (lines[-1] if lines else "it does not say why").partition(": ")
+    return checks.line(reason or name, 500)
