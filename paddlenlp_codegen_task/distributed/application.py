@@ -76,13 +76,16 @@ LOADING = (
 )
 
 
-def app(arguments: Arguments) -> serve.Application:
-    """Build the application; `serve run` and KubeRay call this with `args`.
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """Build the application; `serve run` and KubeRay call this.
+
+    Args:
+        args: fields of `Arguments`.
 
     Raises:
         ValueError, TypeError, OSError: an argument cannot be; it is named.
     """
-    given = arguments
+    given = Arguments.model_validate(args)
     settings = Settings(
         keys.collect(
             given.api_key,

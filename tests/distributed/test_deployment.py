@@ -62,7 +62,7 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def deployed(home_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """Two replicas, of two rows each; one request may wait with each of them, and four at the door."""
+    """Two replicas of two rows; one request may wait with each of them, and four at the door."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
