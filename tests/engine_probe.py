@@ -42,9 +42,9 @@ def gather(generator: CodeGenerator, count: int) -> None:
     generator.engine.run(wait)
 
 
-def until(holds: Callable[[], Any]) -> None:
-    """Wait until something holds, which another thread brings about."""
-    deadline = time.monotonic() + PATIENCE
+def until(holds: Callable[[], Any], patience: float = PATIENCE) -> None:
+    """Wait until something holds, which another thread or process brings about."""
+    deadline = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < deadline, "it never comes"
         time.sleep(0.001)

@@ -200,7 +200,8 @@ def test_what_is_no_infill(generator: CodeGenerator, hole: Infill, error: type, 
 
 def test_rows_of_a_batch(generator: CodeGenerator, tmp_path: Path):
     from paddlenlp_codegen_task.batch.completing import Completed, Completing
-    from paddlenlp_codegen_task.batch.rows import Refused, Source
+    from paddlenlp_codegen_task.batch.rows import Refused
+    from paddlenlp_codegen_task.batch.source import Source
 
     lines = [
         {"prefix": PREFIX, "suffix": SUFFIX},

@@ -1,30 +1,27 @@
-"""What a batch is made of: rows of JSON lines, or the files of a folder."""
+"""What a batch is made of: rows, and what JSON lines come to."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import os
-import stat
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, islice
-from pathlib import Path
+from itertools import islice
 from typing import IO, Any
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.files import MOST_BYTES, check_regular, parse_json
+from paddlenlp_codegen_task.files import MOST_BYTES, parse_json
 from paddlenlp_codegen_task.json_lines import lines
 from paddlenlp_codegen_task.requests import Infill
 
 Id = str | int
 
 FIELDS = ("prompt", "prefix", "suffix", "id", "options")  # of a line
+KNOWN = (
+    "a line has prompt, or prefix and suffix, and, if wanted, id and options, which holds the "
+    "fields of GenerationConfig"
+)
 _MOST_ID_BYTES = 4095  # Linux's PATH_MAX: a file's path is its id
-_BLOCK = 1 << 20
-PIECE = 4096  # rows, or lines, that are read as one
 
 
 @dataclass(frozen=True)
@@ -64,54 +61,6 @@ class Refused:
         return f"line {self.line}" if self.line is not None else checks.shown(self.id)
 
 
-# Makes an iterator of rows that follow one another. Unless they pass once it can be pickled, and
-# then called wherever what it reads is to be had.
-Piece = Callable[[], Iterator[Row | Refused]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from.
-
-    Attributes:
-        identity: of their content, the same as long as that is; None where it passes once.
-        count: how many there are; None where that is not known.
-        pieces: makes an iterator of what all of them come in, the same pieces every time.
-        anywhere: whether other machines can read the pieces, too.
-    """
-
-    identity: str | None
-    count: int | None
-    pieces: Callable[[], Iterator[Piece]]
-    anywhere: bool = False
-
-    def rows(self) -> Iterator[Row | Refused]:
-        """All of them, from the first on."""
-        return chain.from_iterable(piece() for piece in self.pieces())
-
-    @classmethod
-    def of_path(cls, path: Path) -> Source:
-        """The rows of a file of JSON lines, or those of a folder: each file's text is a prompt.
-
-        Reads all of it once, to know it again.
-
-        Raises:
-            OSError: it is missing, or cannot be read.
-            ValueError: it is neither a regular file nor a folder.
-        """
-        if path.is_dir():
-            identity, count = _of_folder(path)
-            return cls(identity, count, partial(_pieces_of_folder, path))
-        check_regular(path)
-        identity, count, starts = _of_file(path)
-        return cls(identity, count, partial(_pieces_of_file, path, starts))
-
-    @classmethod
-    def of_stream(cls, file: IO[bytes]) -> Source:
-        """The rows of JSON lines that come one after another, when they come."""
-        return cls(None, None, lambda: iter([partial(rows_of_lines, file)]))
-
-
 def rows_of_lines(
     file: IO[bytes], first: int = 1, most: int | None = None
 ) -> Iterator[Row | Refused]:
@@ -140,19 +89,26 @@ def row_seed(seed: int, row_id: Id) -> int:
 
 
 def _row_of_line(line: bytes, number: int) -> Row | Refused:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        return Refused(checks.line(f"the line {error}"), None, number)
+    return row_of(values, number)
+
+
+def row_of(values: Mapping[str, Any], number: int) -> Row | Refused:
+    """The row that a line's or a table's values come to.
+
+    Args:
+        values: those of FIELDS that it has.
+        number: of the line, or of the table's row, from 1.
+    """
     given: Id | None = None
     try:
-        try:
-            values = parse_json(line)
-        except ValueError as error:
-            raise ValueError(f"the line {error}") from None
-        given = _checked_id(values.get("id"))
+        given = checked_id(values.get("id"))
         for name in values:
             if name not in FIELDS:
-                raise ValueError(
-                    f"unknown field {checks.shown(name)}: a line has prompt, or prefix and suffix, "
-                    "and, if wanted, id and options, which holds the fields of GenerationConfig"
-                )
+                raise ValueError(f"unknown field {checks.shown(name)}: {KNOWN}")
         prompt, options = _checked_prompt(values), _checked_options(values.get("options"))
         return Row(number if given is None else given, prompt, options, number)
     except (TypeError, ValueError) as error:
@@ -171,7 +127,12 @@ def _checked_prompt(values: Mapping[str, Any]) -> str | Infill:
     return Infill(values["prefix"], values["suffix"]) if len(names) == 2 else values["prompt"]
 
 
-def _checked_id(value: Any) -> Id | None:
+def checked_id(value: Any) -> Id | None:
+    """A row's id, or None if it has none.
+
+    Raises:
+        TypeError, ValueError: it cannot be one.
+    """
     if value is None:
         return None
     if not isinstance(value, str):
@@ -204,95 +165,3 @@ def _checked_options(value: Any) -> dict[str, Any]:
 
 def _token_id(name: str) -> int | str:
     return int(name) if name.isascii() and name.isdigit() and len(name) < 19 else name
-
-
-# Files and folders.
-
-
-def _of_file(path: Path) -> tuple[str, int, array[int]]:
-    """A file's identity, how many lines are not blank, and where each PIECE of lines starts."""
-    digest, count, begun, number, at = hashlib.sha256(), 0, False, 0, 0
-    starts = array("Q", [0])
-    with path.open("rb") as file:
-        while part := file.readline(_BLOCK):
-            digest.update(part)
-            at += len(part)
-            begun = begun or bool(part.strip())
-            if part.endswith(b"\n"):
-                count += begun
-                begun = False
-                number += 1
-                if number % PIECE == 0:
-                    starts.append(at)
-    return digest.hexdigest(), count + begun, starts
-
-
-def _pieces_of_file(path: Path, starts: array[int]) -> Iterator[Piece]:
-    for number, start in enumerate(starts):
-        yield partial(_rows_of_file, path, start, number * PIECE + 1)
-
-
-def _rows_of_file(path: Path, start: int, first: int) -> Iterator[Row | Refused]:
-    with path.open("rb") as file:
-        file.seek(start)
-        yield from rows_of_lines(file, first, PIECE)
-
-
-def _of_folder(folder: Path) -> tuple[str, int]:
-    """A folder's identity, and how many files it has."""
-    digest, count = hashlib.sha256(), 0
-    for name in _names(folder):
-        found = _row_of_file(folder, name)
-        content = (found.reason, None) if isinstance(found, Refused) else (None, found.prompt)
-        digest.update(hashlib.sha256(repr((name, content)).encode()).digest())
-        count += 1
-    return digest.hexdigest(), count
-
-
-def _pieces_of_folder(folder: Path) -> Iterator[Piece]:
-    names = _names(folder)
-    while some := list(islice(names, PIECE)):
-        yield partial(_rows_of_folder, folder, some)
-
-
-def _rows_of_folder(folder: Path, names: list[str]) -> Iterator[Row | Refused]:
-    return (_row_of_file(folder, name) for name in names)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    """The paths of a folder's files from there, in order, without those that are hidden."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(place, name), folder)
-
-
-def _row_of_file(folder: Path, name: str) -> Row | Refused:
-    given: Id | None = None
-    try:
-        given = _checked_id(name)
-        assert given is not None, "a file has a name"
-        return Row(given, _text(folder / name))
-    except OSError as error:
-        return Refused(f"the file cannot be read: {error.strerror}", given)
-    except ValueError as error:
-        # Where its name is no text, it is told apart by how Python shows it.
-        return Refused(checks.line(str(error)), given or ascii(name))
-
-
-def _text(path: Path) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO waits for a writer
-        raise ValueError("the file is not a regular one")
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"the file must not have more than {MOST_BYTES:,} bytes")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the file is not UTF-8: {error}") from None

@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.batch.completing import Completed, Completing, Outcome
 from paddlenlp_codegen_task.batch.finished import unfinished
 from paddlenlp_codegen_task.batch.results import Files, Results, Stream, paths
-from paddlenlp_codegen_task.batch.rows import Refused, Row, Source
+from paddlenlp_codegen_task.batch.rows import Refused, Row
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import CodeGenerator
+from paddlenlp_codegen_task.loading import Described
 from paddlenlp_codegen_task.options import GenerationOptions
 from paddlenlp_codegen_task.progress import Bar
 
@@ -188,24 +190,7 @@ def check_apart(source: Path, out: Path) -> None:
             raise ValueError(f"out: {path} must not be in the folder that is read")
 
 
-class Model(Protocol):
-    """What tells a model, as a CodeGenerator does.
-
-    Attributes:
-        name: of the model.
-        precision: what it runs in, never "auto".
-        folder: the export; without a static graph, the checkpoint.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def precision(self) -> str: ...  # noqa: D102
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-
-
-def made_of(source: Source, found: Model, config: GenerationConfig) -> dict[str, Any]:
+def made_of(source: Source, found: Described, config: GenerationConfig) -> dict[str, Any]:
     """What the results depend on. A model is told by its weights: its name may be another's."""
     model = {"name": found.name, "precision": found.precision}
     try:

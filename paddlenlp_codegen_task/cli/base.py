@@ -45,8 +45,10 @@ _NAMES = {
                 "overflow",
                 "overwrite",
                 "log_level",
-                "replicas",
                 "port",
+                "ray",
+                "ray_workers",
+                "replicas",
             ),
             *GenerationConfig.field_names(),
         )

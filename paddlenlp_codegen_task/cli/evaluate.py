@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paddlenlp_codegen_task.cli import ray as on_ray
 from paddlenlp_codegen_task.cli.base import INTERRUPTED, ended_by_signals, flush, say, told
 from paddlenlp_codegen_task.cli.generation import completing
 from paddlenlp_codegen_task.cli.loading import load
@@ -148,6 +151,8 @@ def evaluate(
             rich_help_panel=_HOW,
         ),
     ] = False,
+    ray: on_ray.Address = None,
+    ray_workers: on_ray.Workers = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON, not as a table.")
     ] = False,
@@ -156,7 +161,8 @@ def evaluate(
 
     Completions are run in a sandbox. What is in --out is not done again.
     """
-    with ended_by_signals(INTERRUPTED), told("evaluate"):
+    with ended_by_signals(INTERRUPTED), told("evaluate" if ray is None else "evaluate,ray"):
+        on_ray.check(ray, ray_workers)
         from paddlenlp_codegen_task.evaluation.report import DEFAULT_K, report, table, write
         from paddlenlp_codegen_task.evaluation.run import Run, workers_here
         from paddlenlp_codegen_task.evaluation.sampling import Sampling
@@ -169,6 +175,8 @@ def evaluate(
             sandbox = Sandbox(Limits(seconds=seconds or chosen.seconds), unsafe=unsafe)
         if given is not None:
             run = Run.of_samples(chosen, out, given)
+        elif ray is not None:
+            run = _completed_on_ray(chosen, out, loading, sampling, ray, ray_workers)
         else:
             run = _completed(chosen, out, loading, sampling)
         if sandbox is None:
@@ -216,18 +224,56 @@ def _completed(benchmark: Benchmark, out: Path, loading: dict[str, Any], samplin
     """Have a model complete what is not completed yet."""
     from paddlenlp_codegen_task.evaluation.run import Run
 
+    options = _options(benchmark, loading)
+    with load(options) as generator:
+        run = Run.of_model(benchmark, out, generator, sampling)
+        with _completing(benchmark, sampling) as bar:
+            run.complete(generator, sampling, bar.update)
+    return run
+
+
+def _completed_on_ray(
+    benchmark: Benchmark,
+    out: Path,
+    options: dict[str, Any],
+    sampling: Sampling,
+    address: str,
+    workers: str | None,
+) -> Run:
+    """Have the workers of a cluster complete what is not completed yet."""
+    from paddlenlp_codegen_task.distributed.cluster import connected
+    from paddlenlp_codegen_task.distributed.evaluation import completing
+    from paddlenlp_codegen_task.distributed.model import loading
+    from paddlenlp_codegen_task.evaluation.run import Run
+
+    options = _options(benchmark, options)
+    model = options.pop("model", None)
+    with connected(address):
+        found, load = loading(model, workers, options)
+        run = Run.of_model(benchmark, out, found, sampling)
+        with _completing(benchmark, sampling) as bar:
+            complete = completing(load, load.pool, options["batch_size"], benchmark, sampling)
+            run.keep(complete, sampling, bar.update)
+    return run
+
+
+def _options(benchmark: Benchmark, loading: dict[str, Any]) -> dict[str, Any]:
+    """The options of loading, with the command's own defaults."""
     options = {"batch_size": BATCH_SIZE, **loading}
     if benchmark.name == MTPB:
         options.setdefault("prefix_cache_bytes", DEFAULT_CACHE)
-    with load(options) as generator:
-        run = Run.of_model(benchmark, out, generator, sampling)
-        with _Bar(len(benchmark.keys(sampling)), "completion") as bar:
-            start = time.monotonic()
-            run.complete(generator, sampling, bar.update)
-        seconds = time.monotonic() - start
-        if bar.tokens:
-            say(f"{bar.tokens:,} tokens in {seconds:.0f} s: {bar.tokens / seconds:.0f} tokens/s")
-    return run
+    return options
+
+
+@contextmanager
+def _completing(benchmark: Benchmark, sampling: Sampling) -> Iterator[_Bar]:
+    """Show how far it is, and say at the end how fast it was."""
+    with _Bar(len(benchmark.keys(sampling)), "completion") as bar:
+        start = time.monotonic()
+        yield bar
+    seconds = time.monotonic() - start
+    if bar.tokens:
+        say(f"{bar.tokens:,} tokens in {seconds:.0f} s: {bar.tokens / seconds:.0f} tokens/s")
 
 
 class _Bar:

@@ -14,6 +14,7 @@ from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, told
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
+from paddlenlp_codegen_task.cli.ray import PANEL, Address
 
 if TYPE_CHECKING:
     from paddlenlp_codegen_task.serving.settings import Settings
@@ -38,7 +39,6 @@ def _origin(text: str) -> str:
 
 
 _LISTEN, _LIMITS, _LOG = "Where to listen, and who may ask", "Limits", "Log"
-_RAY = "On a cluster"
 _BATCH_SIZE = 32
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -179,16 +179,7 @@ def serve(
             help="debug, info (a line a request), warning or error.", rich_help_panel=_LOG
         ),
     ] = "info",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="Serve on a Ray cluster: HOST:PORT of its head, or auto for the one that runs "
-            "here. Every node that has a part of the server listens.",
-            metavar="ADDRESS",
-            rich_help_panel=_RAY,
-            show_default="this process alone",
-        ),
-    ] = None,
+    ray: Address = None,
     replicas: Annotated[
         str | None,
         typer.Option(
@@ -196,7 +187,7 @@ def serve(
             "takes as many CPUs as --num-threads says, by default all of the smallest node's; with "
             "--device=gpu a GPU.",
             metavar="N",
-            rich_help_panel=_RAY,
+            rich_help_panel=PANEL,
             show_default="as many as there is room for",
         ),
     ] = None,
@@ -213,7 +204,7 @@ def serve(
             from paddlenlp_codegen_task.serving.settings import Settings
 
             if replicas is not None and ray is None:
-                raise ValueError("replicas: this process is the only one, but with --ray")
+                raise ValueError("replicas: goes with --ray alone")
             log(log_level)
             settings = Settings(
                 keys.collect(api_key or (), api_key_file, os.environ.get(keys.VARIABLE, "")),

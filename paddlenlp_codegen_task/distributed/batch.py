@@ -7,7 +7,8 @@ own, and they are beta. Here a row is done once the driver has written it, as wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
@@ -16,19 +17,15 @@ from typing import Any
 from paddlenlp_codegen_task.batch.completing import Outcome
 from paddlenlp_codegen_task.batch.finished import Unfinished
 from paddlenlp_codegen_task.batch.results import Files, Results
-from paddlenlp_codegen_task.batch.rows import Piece, Refused, Row, Source
+from paddlenlp_codegen_task.batch.rows import Refused, Row
 from paddlenlp_codegen_task.batch.run import Summary, keep, made_of
-from paddlenlp_codegen_task.distributed.blocks import Job, Stoppable
+from paddlenlp_codegen_task.batch.source import Piece, Source
+from paddlenlp_codegen_task.distributed.blocks import Stoppable, Workers
 from paddlenlp_codegen_task.distributed.cluster import Pool
-from paddlenlp_codegen_task.distributed.model import Loading, Shipped
+from paddlenlp_codegen_task.distributed.model import loading
 from paddlenlp_codegen_task.distributed.worker import RowWorker
 from paddlenlp_codegen_task.generator import CodeGenerator
-from paddlenlp_codegen_task.loading import find_export
 from paddlenlp_codegen_task.options import Settings
-
-ROWS = 32  # of a block, at most: of more, few workers would have to end the last ones
-_BLOCKS = 8  # of each worker, at least, as long as they have more than a row
-_CALLS = 16  # blocks that run at once in a worker, at most
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class RayBatch:
         batch_size: int,
         source: Source,
         results: Results,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare to complete rows.
 
@@ -73,8 +71,11 @@ class RayBatch:
             batch_size: of the generators.
             source: where rows come from; not a stream.
             results: where they end up.
+            options: fields of GenerationConfig, for rows without such of their own; None for the
+                generators' defaults.
         """
-        self._load, self._pool, self._batch_size = load, pool, batch_size
+        arguments = {"options": options or {}}
+        self._workers = Workers(RowWorker, arguments, load, pool, batch_size)
         self._source, self._results = source, results
         self._outcomes = Stoppable(self._complete())
 
@@ -106,12 +107,10 @@ class RayBatch:
         """
         if source.identity is None:
             raise ValueError("IN: rows that come only once, as by standard input, go without Ray")
+        found, load = loading(model, workers, options)
         settings = Settings.of(options)
-        found = find_export(model, settings.load)
-        pool = Pool.of(workers, settings.load.num_threads, found.on_gpu)
-        load = Loading(Shipped.of(found), options, pool)
         results = Files(out, made_of(source, found, settings.defaults), overwrite)
-        return cls(load, pool, settings.batch_size, source, results)
+        return cls(load, load.pool, settings.batch_size, source, results)
 
     def run(self, progress: bool | None = None) -> Summary:
         """Complete what is left, and close the results.
@@ -124,7 +123,8 @@ class RayBatch:
             OSError: the input cannot be read, or a result not be written.
             RuntimeError: the model has failed, or Ray has.
         """
-        summary = keep(iter(self._outcomes), self._results, self._source.count, progress)
+        with closing(iter(self._outcomes)) as outcomes:
+            summary = keep(outcomes, self._results, self._source.count, progress)
         return replace(summary, stopped=self._outcomes.stopped)
 
     def stop(self) -> None:
@@ -146,10 +146,8 @@ class RayBatch:
             if any(flags):
                 count += sum(flags)
                 left_of.append((piece, None if all(flags) else bytes(flags)))
-        rows = max(1, min(ROWS, count // (_BLOCKS * self._pool.most)))
-        calls = min(_CALLS, -(-2 * self._batch_size // rows) + 1)
-        job = Job(RowWorker, {"load": self._load, "options": {}}, self._pool, calls)
+        rows = self._workers.block(count)
         parts = [Part(piece, left, rows) for piece, left in left_of]
         if parts:
-            for outcomes in job.run(parts, self._source.anywhere):
+            for outcomes in self._workers.run(parts, rows, self._source.anywhere):
                 yield from outcomes

@@ -6,6 +6,7 @@ import copy
 import logging
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,12 +17,19 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.util.annotations import RayDeprecationWarning
 
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.distributed.worker import Failure, Worker, table_of, values_of
+from paddlenlp_codegen_task.generator import CodeGenerator
 
-# A block whose worker has died so many times is the reason, and not its victim.
+MOST = 32  # units of work in a block: of more, few workers would have to end the last ones
+_BLOCKS = 8  # of each worker, at least, as long as they have more than a unit
+_CALLS = 16  # blocks that run at once in a worker, at most
+
+# A worker that has died so many times ends the run: Ray would start it again for ever, even where
+# what it is given is what kills it.
 MOST_DEATHS = 20
 
 _LOOK = 0.2  # seconds, between two looks at whether to stop
@@ -66,37 +74,49 @@ def _tables(piece: Callable[[], Iterator[Any]]) -> Iterator[pa.Table]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Work for workers.
+class Workers:
+    """Workers of one kind, which take blocks of units of work, such as rows.
 
     Attributes:
-        worker: their class.
-        arguments: of its constructor.
+        kind: their class.
+        arguments: of its constructor, beside `load`.
+        load: makes the generator of each.
         pool: how many there are.
-        calls: blocks that run at once in each; further ones wait beside it.
+        batch_size: of the generators.
     """
 
-    worker: type[Worker]
+    kind: type[Worker]
     arguments: Mapping[str, Any]
+    load: Callable[[], CodeGenerator]
     pool: Pool
-    calls: int
+    batch_size: int
 
-    def run(self, pieces: Sequence[Callable[[], Iterator[Any]]], anywhere: bool) -> Iterator[Any]:
+    def block(self, count: int) -> int:
+        """How many units a block is to have, of so many."""
+        return max(1, min(MOST, count // (_BLOCKS * self.pool.most)))
+
+    def run(
+        self, pieces: Sequence[Callable[[], Iterator[Any]]], block: int, anywhere: bool
+    ) -> Generator[Any, None, None]:
         """Complete the blocks of pieces.
 
-        A worker that dies is started again, and its blocks with it, MOST_DEATHS times.
+        So many run at once in a worker that its places are taken while the longest completions of
+        one of them end. A worker that dies is started again, MOST_DEATHS times, and so are the
+        blocks that it had.
 
         Args:
             pieces: as in `Pieces`.
-            anywhere: as there.
+            block: how many units of work a block has.
+            anywhere: as in `Pieces`.
 
         Returns:
-            An iterator of what the blocks come to, in the order in which they end.
+            A generator of what the blocks come to, in the order in which they end.
 
         Raises:
             TypeError, ValueError: a worker says that an option is not possible.
             RuntimeError: one has failed.
         """
+        calls = min(_CALLS, -(-2 * self.batch_size // block) + 1)
         # Each table has a row, and each row is a table's: so a block of work is one of Ray's.
         context = copy.copy(DataContext.get_current())
         context.target_max_block_size = 1
@@ -105,27 +125,29 @@ class Job:
         context.execution_options.preserve_order = False
         for name in ("ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with DataContext.current(context):
+        with DataContext.current(context), warnings.catch_warnings():
+            # Two options below have no other place yet; the extra's upper bound knows of it.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
             dataset = ray.data.read_datasource(
                 Pieces(pieces, anywhere),
                 num_cpus=0,
                 override_num_blocks=len(pieces),
             ).map_batches(
-                self.worker,
+                self.kind,
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(
                     min_size=self.pool.least,
                     max_size=self.pool.most,
-                    max_tasks_in_flight_per_actor=self.calls + 1,
-                    max_concurrent_calls_per_actor=self.calls,
+                    max_tasks_in_flight_per_actor=calls + 1,
+                    max_concurrent_calls_per_actor=calls,
                     enable_true_multi_threading=True,
                 ),
-                fn_constructor_kwargs=dict(self.arguments),
+                fn_constructor_kwargs={"load": self.load, **self.arguments},
                 num_cpus=self.pool.cpus,
                 num_gpus=self.pool.gpus,
                 max_restarts=MOST_DEATHS,
-                max_task_retries=MOST_DEATHS,
+                max_task_retries=-1,  # as many as it takes until the worker is there again
             )
             tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         try:
@@ -135,7 +157,8 @@ class Job:
                         raise _error(value)
                     yield value
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"Ray: {checks.line(str(error), 400)}") from error
+            last = (str(error).splitlines() or [checks.kind(error)])[-1]  # of a traceback
+            raise RuntimeError(f"Ray: {checks.line(last, 400)}") from error
 
 
 def _error(failure: Failure) -> Exception:
@@ -160,7 +183,7 @@ class Stoppable:
         """End the iteration soon; may be called from anywhere."""
         self._stopping.set()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """The values.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from paddlenlp_codegen_task import checks
 
 logger = logging.getLogger(__name__)
 
-_REACHED = 5.0  # seconds within which a cluster's head answers
+_SECONDS = 10.0  # that connecting may take
+
 _ADDRESS = re.compile(r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}")
 _WORKERS = re.compile("([0-9]{1,6})(?::([0-9]{1,6}))?")
 
@@ -32,25 +34,60 @@ def connected(address: str) -> Iterator[None]:
         ValueError: the address can be none.
         ConnectionError: nothing answers there.
     """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)  # as Ray has it
     address = _checked(address)
     if ray.is_initialized():
         yield
         return
+    if address != "auto":
+        _ask(address)
     try:
-        if address != "auto":  # Ray itself tries for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), _REACHED).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        with _native_code_quiet():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
         if address == "auto":
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
-        else:
-            message = f"no Ray cluster answers at {address}: {checks.line(str(error), 200)}"
-        raise ConnectionError(f"ray: {message}") from error
+            raise ConnectionError(f"ray: {message}") from error
+        raise ConnectionError(f"ray: {address}: {checks.line(str(error), 200)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_code_quiet() -> Iterator[None]:
+    """Have Ray's native code say nothing: what matters of it is raised as an error, too.
+
+    It reads its level from the environment, and tells so on standard error.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        before = os.dup(2)
+    except OSError:  # closed: then nobody hears it anyway
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def _ask(address: str) -> None:
+    """Raise a ConnectionError if nothing answers at an address: Ray would ask for ever."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"ray: nothing answers at {address} ({error}): give the address that "
+            "`ray start --head` told"
+        ) from error
 
 
 def _checked(address: str) -> str:
@@ -94,7 +131,7 @@ class Pool:
         workers: str | int | None,
         threads: int | None,
         on_gpu: bool,
-        called: str = "workers",
+        called: str = "ray_workers",
     ) -> Pool:
         """What is asked for, and what the cluster has room for where nothing is.
 
@@ -103,7 +140,7 @@ class Pool:
             threads: of each worker's model; None for all of the smallest node's CPUs, and 1 for
                 a model on a GPU.
             on_gpu: whether each has a GPU.
-            called: what the user calls them.
+            called: what the option of `workers` is called.
 
         Raises:
             TypeError, ValueError: `workers` is neither.
@@ -119,13 +156,12 @@ class Pool:
         if not any(room):
             gpu = " and a GPU" if on_gpu else ""
             logger.warning("waiting for a node with %d CPUs%s: the cluster has none", threads, gpu)
-        least, most = (
-            (max(1, sum(room)),) * 2 if workers is None else parsed_workers(workers, called)
-        )
+        all_of_it = max(1, sum(room))
+        least, most = (all_of_it,) * 2 if workers is None else parsed_workers(workers, called)
         return cls(least, most, threads, int(on_gpu), max(1, *room))
 
 
-def parsed_workers(workers: str | int, called: str = "workers") -> tuple[int, int]:
+def parsed_workers(workers: str | int, called: str = "ray_workers") -> tuple[int, int]:
     """The least and the most workers that an option asks for.
 
     Raises:

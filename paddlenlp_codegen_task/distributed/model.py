@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from paddlenlp_codegen_task.distributed.cluster import Pool
 from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.load_options import LoadOptions
-from paddlenlp_codegen_task.loading import ExportedModel, exports_of
+from paddlenlp_codegen_task.loading import ExportedModel, exports_of, find_export
+from paddlenlp_codegen_task.options import Settings
 from paddlenlp_codegen_task.runtime import device
 
 PART = 64 << 20  # bytes of a file that are one object of Ray's store
@@ -30,19 +32,13 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._parts: dict[str, list[Any]] = {}
-        self._puts = 0
 
     def parts(self, name: str) -> list[Any]:
         """References to what a file's content comes in, PART of it each."""
         if name not in self._parts:
             with (self._folder / name).open("rb") as file:
                 self._parts[name] = [ray.put(part) for part in iter(lambda: file.read(PART), b"")]
-            self._puts += len(self._parts[name])
         return self._parts[name]
-
-    def puts(self) -> int:
-        """How many objects there are."""
-        return self._puts
 
 
 @dataclass(frozen=True)
@@ -125,3 +121,28 @@ class Loading:
                 options["kv_cache_bytes"] = max(1, free // 2 // self.pool.on_a_node)
         home = LoadOptions(home_path=options.get("home_path"))
         return CodeGenerator.from_export(self.model.here(home), **options)
+
+
+def loading(
+    model: str | os.PathLike[str] | None, workers: str | int | None, options: Mapping[str, Any]
+) -> tuple[ExportedModel, Loading]:
+    """Find a model, export it here unless that has been done, and say how workers load it.
+
+    Args:
+        model: name or folder, as for `CodeGenerator.from_pretrained`, or an export.
+        workers: how many there are, N or MIN:MAX; None for as many as there is room for.
+        options: of `CodeGenerator.from_pretrained`.
+
+    Raises:
+        TypeError, ValueError: an option is not possible.
+        OSError, ExportError: the model cannot be found or exported.
+    """
+    settings = Settings.of(options)
+    if settings.load.device.startswith("gpu:"):
+        raise ValueError(
+            f"device must be gpu, cpu or auto on Ray, which says which GPU is whose, "
+            f"got {settings.load.device}"
+        )
+    found = find_export(model, settings.load)
+    pool = Pool.of(workers, settings.load.num_threads, found.on_gpu)
+    return found, Loading(Shipped.of(found), options, pool)

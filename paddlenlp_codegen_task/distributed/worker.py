@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import ray
 from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.batch.completing import Completed, Completing, Outcome
 from paddlenlp_codegen_task.batch.rows import Row
+from paddlenlp_codegen_task.evaluation.benchmark import Benchmark, Key, Line
+from paddlenlp_codegen_task.evaluation.sampling import Sampling
 from paddlenlp_codegen_task.generator import CodeGenerator
 
 COLUMN = "block"  # the only one of Ray's tables here: a block of work, or what it has come to
@@ -93,6 +96,42 @@ class RowWorker(Worker):
             assert row_id is not None, "rows have ids"
             found[places[row_id]] = outcome
         return [found[place] for place in range(len(block))]
+
+
+class SampleWorker(Worker):
+    """Completes samples of a benchmark."""
+
+    def __init__(
+        self, load: Callable[[], CodeGenerator], benchmark: Benchmark, sampling: Sampling
+    ) -> None:
+        """Load a generator.
+
+        Args:
+            load: what loads it.
+            benchmark: what is completed.
+            sampling: how.
+        """
+        super().__init__(load)
+        self._benchmark, self._sampling = benchmark, sampling
+
+    def complete(self, block: list[Key]) -> list[Line]:
+        """The lines of samples, in their order."""
+        others = _AllBut(block)
+        lines = chain.from_iterable(
+            self._benchmark.complete(self.generator, self._sampling, others)
+        )
+        found = {self._benchmark.key_of(line): line for line in lines}
+        return [found[key] for key in block]
+
+
+class _AllBut:
+    """All keys but some."""
+
+    def __init__(self, some: Iterable[Key]) -> None:
+        self._some = set(some)
+
+    def __contains__(self, key: object) -> bool:
+        return key not in self._some
 
 
 def _failure(what: str, error: Exception) -> Failure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -46,7 +46,7 @@ class Benchmark(Protocol):
         """What tells a line from others."""
 
     def complete(
-        self, generator: CodeGenerator, sampling: Sampling, done: Collection[Key]
+        self, generator: CodeGenerator, sampling: Sampling, done: Container[Key]
     ) -> Iterator[list[Line]]:
         """Complete everything that is not done, in one run; an iterator of lines as they come."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from paddlenlp_codegen_task import running
@@ -52,7 +52,7 @@ class Functions:
         return tuple(line[name] for name in ("task_id", "temperature", "sample"))
 
     def complete(
-        self, generator: CodeGenerator, sampling: Sampling, done: Collection[Key]
+        self, generator: CodeGenerator, sampling: Sampling, done: Container[Key]
     ) -> Iterator[list[Line]]:
         """See Benchmark."""
         jobs = _jobs(generator, list(self.problems.values()), sampling, done)
@@ -93,7 +93,7 @@ def _jobs(
     generator: CodeGenerator,
     problems: Sequence[Problem],
     sampling: Sampling,
-    done: Collection[Key],
+    done: Container[Key],
 ) -> Iterator[tuple[tuple[list[Key], Call], Call, Request]]:
     """Requests of samples that are not done, and whose samples they are."""
     for temperature in sampling.temperatures:

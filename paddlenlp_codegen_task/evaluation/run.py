@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from paddlenlp_codegen_task.evaluation.sandbox import Sandbox
 from paddlenlp_codegen_task.files import read_json, remove_drafts, write_file
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.json_lines import JsonLines
+from paddlenlp_codegen_task.loading import Described
 
 VERSION = 1  # of a folder's files
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.jsonl"
 
 Progress = Callable[[int, int], None]  # so many more are done, with so many tokens
+Complete = Callable[[Collection[Key]], Iterator[list[Line]]]  # all but what is done
 
 
 class Run:
@@ -70,13 +73,13 @@ class Run:
 
     @classmethod
     def of_model(
-        cls, benchmark: Benchmark, folder: Path, generator: CodeGenerator, sampling: Sampling
+        cls, benchmark: Benchmark, folder: Path, model: Described, sampling: Sampling
     ) -> Run:
         """Have a model complete the problems."""
         asked = {
-            "model": generator.name,
-            "export": generator.folder.name,
-            "precision": generator.precision,
+            "model": model.name,
+            "export": model.folder.name,
+            "precision": model.precision,
             "sampling": asdict(sampling),
         }
         return cls(benchmark, folder, asked)
@@ -111,6 +114,10 @@ class Run:
 
     def complete(self, generator: CodeGenerator, sampling: Sampling, progress: Progress) -> None:
         """Complete what is not completed yet; at the end the samples are in order."""
+        self.keep(partial(self.benchmark.complete, generator, sampling), sampling, progress)
+
+    def keep(self, complete: Complete, sampling: Sampling, progress: Progress) -> None:
+        """The same, by whatever completes what is not done."""
         keys = self.benchmark.keys(sampling)
         path = self.folder / SAMPLES
         with JsonLines(path) as file:
@@ -118,7 +125,7 @@ class Run:
                 remove_drafts(self.folder / name)
             samples = self._by_key(file, path)
             progress(len(samples), 0)
-            for lines in self.benchmark.complete(generator, sampling, samples.keys()):
+            for lines in complete(samples.keys()):
                 file.append(lines)
                 samples.update((self.benchmark.key_of(line), line) for line in lines)
                 progress(len(lines), sum(line["tokens"] for line in lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from paddlenlp_codegen_task import checks
@@ -52,7 +52,7 @@ class Turns:
         return tuple(line[name] for name in ("task_id", "input", "mode", "temperature", "sample"))
 
     def complete(
-        self, generator: CodeGenerator, sampling: Sampling, done: Collection[Key]
+        self, generator: CodeGenerator, sampling: Sampling, done: Container[Key]
     ) -> Iterator[list[Line]]:
         """See Benchmark."""
         new = (key for key in self.keys(sampling) if key not in done)

@@ -21,8 +21,9 @@ from fake_generator import LETTERS, fake_generator
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.batch import results
 from paddlenlp_codegen_task.batch.results import paths
-from paddlenlp_codegen_task.batch.rows import Refused, Row, Source, row_seed
+from paddlenlp_codegen_task.batch.rows import Refused, Row, row_seed
 from paddlenlp_codegen_task.batch.run import Batch, Summary, complete_batch
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.json_lines import JsonLines
 
 BAD = {3: b"nothing", 10: b'{"id": "r4"}', 17: b'{"prompt": "\xff"}', 30: b'{"prompt": ""}'}

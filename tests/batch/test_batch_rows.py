@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from paddlenlp_codegen_task.batch.finished import Keys, key_of, unfinished
-from paddlenlp_codegen_task.batch.rows import Refused, Row, Source, row_seed, rows_of_lines
+from paddlenlp_codegen_task.batch.rows import Refused, Row, row_seed, rows_of_lines
+from paddlenlp_codegen_task.batch.source import Source
 from paddlenlp_codegen_task.files import MOST_BYTES
 
 GOOD = b'{"prompt": "x"}'

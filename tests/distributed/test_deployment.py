@@ -17,10 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
+from ray_cluster import two_nodes
 from running_server import PATIENCE, wait_until
-from two_nodes import two_nodes
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.distributed.running import NAME
 
 KEY = {"Authorization": "Bearer k"}
 LONG = {"prompt": "def f(", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
@@ -188,33 +190,25 @@ def test_browsers_may_ask(deployed: Deployed):
 
 
 def test_a_replica_dies(deployed: Deployed):
-    import ray
-
-    ray.init(address=deployed.cluster.address, log_to_driver=False)
-    try:
-        session = {"x-session-id": "of a replica that dies"}
-        asked = {**LONG, "stream": True}
-        with (
-            ThreadPoolExecutor(1) as pool,
-            deployed.client.stream(
-                "POST", "/v1/completions", json=asked, headers=session
-            ) as answer,
-        ):
-            lines = (line for line in answer.iter_lines() if line)
-            next(lines)
-            plain = pool.submit(deployed.post, LONG, headers=session)
-            wait_until(lambda: max(deployed.counted("num_requests_running").values()) == 2)
-            running = deployed.counted("num_requests_running")
-            name = f"SERVE_REPLICA::paddlenlp-codegen#Model#{max(running, key=running.__getitem__)}"
-            ray.kill(ray.get_actor(name, namespace="serve"))
-            *_, failed, end = lines
-            assert json.loads(failed.removeprefix("data: "))["error"]["type"] == "server_error"
-            assert end == "data: [DONE]"
-            # Nothing of the other's answer had been sent.
-            assert plain.result().json()["usage"]["completion_tokens"] == 900
-        wait_until(lambda: len(deployed.counted("num_requests_running")) == 2)
-    finally:
-        ray.shutdown()
+    session = {"x-session-id": "of a replica that dies"}
+    asked = {**LONG, "stream": True}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        deployed.client.stream("POST", "/v1/completions", json=asked, headers=session) as answer,
+    ):
+        lines = (line for line in answer.iter_lines() if line)
+        next(lines)
+        plain = pool.submit(deployed.post, LONG, headers=session)
+        wait_until(lambda: max(deployed.counted("num_requests_running").values()) == 2)
+        running = deployed.counted("num_requests_running")
+        name = f"SERVE_REPLICA::{NAME}#Model#{max(running, key=running.__getitem__)}"
+        ray.kill(ray.get_actor(name, namespace="serve"))
+        *_, failed, end = lines
+        assert json.loads(failed.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert end == "data: [DONE]"
+        # Nothing of the other's answer had been sent.
+        assert plain.result().json()["usage"]["completion_tokens"] == 900
+    wait_until(lambda: len(deployed.counted("num_requests_running")) == 2)
 
 
 def test_ends_when_what_runs_has_ended(deployed: Deployed):
