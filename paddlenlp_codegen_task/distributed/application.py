@@ -149,7 +149,7 @@ def build(
     )(Model)
     door = serve.deployment(
         name="Ingress",
-        num_replicas=1 + (pool.most - 1) // DOOR_FOR,
+        num_replicas=min(pool.most, 2 + (pool.most - 1) // DOOR_FOR),  # one may die
         max_ongoing_requests=10_000,  # each waits for a replica, and few may
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.drain_seconds + LAST_WORDS,

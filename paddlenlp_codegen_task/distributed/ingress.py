@@ -26,10 +26,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 
+from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.distributed import routing
 from paddlenlp_codegen_task.serving import ollama, tgi
 from paddlenlp_codegen_task.serving.async_engine import Overloaded, TimedOut
-from paddlenlp_codegen_task.serving.gate import GRACE, send_error
+from paddlenlp_codegen_task.serving.gate import GRACE, LONGEST_PATH, send_error
 from paddlenlp_codegen_task.serving.keys import Keys
 from paddlenlp_codegen_task.serving.protocol import RequestError
 from paddlenlp_codegen_task.serving.refusals import dialect
@@ -89,7 +90,8 @@ class Door:
         try:
             await self._answer(scope, receive, answer)
         except RequestError as error:
-            logger.info("%s %s %d %s", scope["method"], scope["path"], error.status, error)
+            path = checks.line(scope["path"], LONGEST_PATH)
+            logger.info("%s %s %d %s", scope["method"], path, error.status, error)
             await answer.fail(error)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
