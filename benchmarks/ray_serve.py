@@ -5,10 +5,11 @@
 
 Editors type in files of Python's standard library, half of them under the same licence; an editor
 asks again after some characters, now and then after a change further up. All of them come from one
-address. Replicas of the built-in model, each with a prefix cache of a limited size, answer with one
-token. "random" sends each request anywhere, "prompt" is `serve --ray` as it is, "session" has
-editors send x-session-id, and "tree" is Ray's own router by prefixes. Hit rates are of all tokens
-of prompts, an editor's first one, which nobody knows, included. Writes JSON.
+address. The server is `serve --ray` as it is, over a tiny model with random weights and CodeGen's
+tokenizer, which answers with one token; each replica's prefix cache has room for the prompts of so
+many editors. "random" sends each request anywhere, "prompt" is what the server does by itself,
+"session" has editors send x-session-id, and "tree" is Ray's own router by prefixes. Hit rates are
+of all tokens of prompts, an editor's first ones, which nobody knows, included. Writes JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from unittest import mock
 import httpx
 import ray
 from compare import machine
+from make_checkpoint import SIZES, write_checkpoint
 from ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router import (
     # Its public name, in ray.serve.llm, can be imported only where vLLM or SGLang is.
     PrefixCacheAffinityRouter,
@@ -45,6 +47,8 @@ LICENCE = "".join(
 )
 CHANGED = 0.1  # share of an editor's pauses after which a line further up has been changed
 AT_ONCE = 16
+PROMPT_TOKENS = 800  # about, of an editor's
+TOKEN_BYTES = 2 * 4 * SIZES["tiny"]["n_layer"] * SIZES["tiny"]["n_embd"]
 
 
 class Tree(PrefixCacheAffinityRouter):  # type: ignore[misc]
@@ -55,12 +59,7 @@ class Tree(PrefixCacheAffinityRouter):  # type: ignore[misc]
         return str(found.get("prompt", " "))
 
 
-ROUTERS = {
-    "random": ConsistentHashRouter,
-    "prompt": ConsistentHashRouter,
-    "session": ConsistentHashRouter,
-    "tree": Tree,
-}
+ROUTINGS = ("random", "prompt", "session")
 
 
 class Editor:
@@ -69,7 +68,7 @@ class Editor:
     def __init__(self, name: str, text: str, seed: str) -> None:
         self.name, self._text = name, text
         self._random = random.Random(seed)
-        self._begun = self._random.randint(800, 1200)
+        self._begun = self._random.randint(1500, 3000)
         self.prompt = text[: self._begun]
 
     def type(self) -> None:
@@ -87,7 +86,7 @@ class Editor:
 def editors(count: int, run: str) -> list[Editor]:
     """Editors whose files begin with the name of a run: no run finds what another has left."""
     folder = Path(sysconfig.get_paths()["stdlib"])
-    files = (file for file in sorted(folder.rglob("*.py")) if file.stat().st_size > 4000)
+    files = (file for file in sorted(folder.rglob("*.py")) if file.stat().st_size > 6000)
     found: list[Editor] = []
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -137,20 +136,26 @@ def measure(client: httpx.Client, routing: str, options: argparse.Namespace) -> 
 
 
 @contextmanager
-def served(
-    options: argparse.Namespace, cache_bytes: int, router: type[Any]
-) -> Iterator[httpx.Client]:
-    """Replicas with so large a cache, one of which a router chooses for each request."""
+def served(options: argparse.Namespace, room: int, router: type[Any]) -> Iterator[httpx.Client]:
+    """Replicas with room for the prompts of so many editors, one of which a router chooses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    loading = {"model": "builtin", "engine": "onnxruntime", "num_threads": 1}
-    loading |= {"prefix_cache_bytes": cache_bytes, "home_path": str(options.home.resolve())}
+    loading = {
+        "model": str(options.work / "tiny"),
+        "home_path": str(options.work),
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "num_threads": 1,
+        "kv_cache_bytes": 1 << 28,
+        "prefix_cache_bytes": room * PROMPT_TOKENS * TOKEN_BYTES,
+    }
+    settings = Settings(token_healing=False)
     with mock.patch.object(application, "ConsistentHashRouter", router):
-        built = application.build(loading, Settings(), options.replicas, "warning")
+        built = application.build(loading, settings, options.replicas, "warning")
     with (
         running.deployed(built, "127.0.0.1", port),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
     ):
         yield client
 
@@ -182,21 +187,27 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--editors", type=int, default=200)
     parser.add_argument("--requests", type=int, default=8, help="of each editor")
-    parser.add_argument("--cache-mb", type=int, nargs="+", default=[256, 1024], help="of a replica")
-    parser.add_argument("--routing", nargs="+", default=list(ROUTERS), choices=ROUTERS)
-    parser.add_argument("--home", type=Path, default=Path("build/ray_serve"), help="for exports")
+    parser.add_argument("--rooms", type=int, nargs="+", default=[25, 50, 200], metavar="EDITORS")
+    parser.add_argument("--routing", nargs="+", default=[*ROUTINGS, "tree"], metavar="NAME")
+    parser.add_argument("--work", type=Path, default=Path("build/ray_serve"), help="for the model")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    options.work = options.work.resolve()
+    write_checkpoint(options.work / "tiny", "tiny")
     written: dict[str, Any] = {"machine": machine(1), "ray": ray.__version__}
     written |= {name: getattr(options, name) for name in ("replicas", "editors", "requests")}
     written["results"] = []
     with connected(options):
-        for megabytes in options.cache_mb:
-            for routing in options.routing:
-                with served(options, megabytes << 20, ROUTERS[routing]) as client:
-                    found = {"cache_mb": megabytes, **measure(client, routing, options)}
-                written["results"].append(found)
-                print(json.dumps(found), flush=True)
+        for room in options.rooms:
+            for router, names in ((ConsistentHashRouter, ROUTINGS), (Tree, ("tree",))):
+                chosen = [name for name in names if name in options.routing]
+                if not chosen:
+                    continue
+                with served(options, room, router) as client:
+                    for routing in chosen:
+                        found = {"room": room, **measure(client, routing, options)}
+                        written["results"].append(found)
+                        print(json.dumps(found), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out / f"ray_serve-{written['machine']['date']}.json"
     out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
