@@ -17,10 +17,11 @@ SESSION_HEADER = b"x-session-id"
 SESSION_FIELDS = ("prompt_cache_key", "user")
 PROMPT_FIELDS = ("prompt", "inputs")  # of OpenAI's and Ollama's, and of TGI's
 
-# Characters (or tokens) of a prompt that tell it from others: as many as it has, of these. A prompt
-# that grows beyond one of them is another one, but had little to lose by then; what is written
-# further down changes nothing.
-BEGINNINGS = (256, 64)
+# Characters (or tokens) of a prompt that tell it from others: as many as it has, of these. The most
+# is more than a licence: with 256, files under the same one all came to one replica. A prompt that
+# grows beyond one of them is another one, but had little to lose by then; what is written further
+# down changes nothing.
+BEGINNINGS = (1024, 256, 64)
 
 Headers = Iterable[tuple[bytes, bytes]]
 

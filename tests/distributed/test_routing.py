@@ -9,7 +9,7 @@ import pytest
 
 from paddlenlp_codegen_task.distributed.routing import key
 
-CODE = "def number():\n    return 1\n" * 40
+CODE = "def number():\n    return 1\n" * 60
 
 
 def key_of(body: Any, client: str = "192.0.2.1", **headers: str) -> str:
@@ -25,10 +25,12 @@ def test_a_prompt_that_grows_stays(field: str, kind: Any):
     def at(text: str) -> str:
         return key_of({field: kind(text), "max_tokens": len(text)})
 
-    assert len({at(CODE[:length]) for length in range(256, 1000, 50)}) == 1
+    assert len({at(CODE[:length]) for length in range(1024, len(CODE), 50)}) == 1
+    assert len({at(CODE[:length]) for length in range(256, 1024, 50)}) == 1
     assert len({at(CODE[:length]) for length in range(64, 256, 50)}) == 1
     assert len({at(CODE[:length]) for length in range(1, 64)}) == 1
     assert len({at(f"{n:<5}" + CODE) for n in range(100)}) == 100
+    assert len({at("# A licence.\n" * 60 + f"{n:<5}" + CODE) for n in range(100)}) == 100
 
 
 def test_a_session_stays_whatever_it_asks():
