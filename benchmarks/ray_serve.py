@@ -1,18 +1,18 @@
 """How much of their prompts editors find with the replica that they are sent to, by routing.
 
     python benchmarks/ray_serve.py
-    python benchmarks/ray_serve.py --ray auto      # on a cluster that runs, and has a CPU a replica
+    python benchmarks/ray_serve.py --url http://127.0.0.1:8978      # of `serve --ray` that runs
 
 Editors type in files of Python's standard library, half of them under the same licence; an editor
 asks again after some characters, now and then after a change further up. All of them come from one
-address. Each replica's prefix cache has room for the prompts of so many editors.
+address. "random" sends each request anywhere, "prompt" is what `serve --ray` does by itself,
+"session" has editors send x-session-id, and "tree" is Ray's own router by prefixes.
 
-"random" sends each request anywhere, "prompt" is what `serve --ray` does by itself, "session" has
-editors send x-session-id, and "tree" is Ray's own router by prefixes (PrefixCacheAffinityRouter).
-Without --ray, there are prefix caches for replicas, with the tokens that they would have but no
-model, and the ring and the tree of Ray's routers. With it, the server is as `serve --ray` starts
-it, over a tiny model with random weights; "tree" is not measured then. Hit rates are of all tokens
-of prompts, an editor's first ones, which nobody knows, included. Writes JSON.
+Without --url there is no server: prefix caches stand for replicas, with the tokens that they would
+have (CodeGen's tokenizer) and room for the prompts of so many editors, and the ring and the tree of
+Ray's routers choose. A server is asked for one token each time; how much its caches take is its
+own. Hit rates are of all tokens of prompts, an editor's first ones, which nobody knows, included.
+Writes JSON.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import json
 import logging
 import random
 import re
-import socket
+import sys
 import sysconfig
+import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +34,6 @@ import httpx
 import numpy as np
 import ray
 from compare import machine
-from make_checkpoint import SIZES, write_checkpoint
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.experimental.consistent_hash_router import (
     DEFAULT_NUM_FALLBACK_REPLICAS,
@@ -44,25 +42,26 @@ from ray.serve.experimental.consistent_hash_router import (
 )
 
 from paddlenlp_codegen_task.decoding.prefix_cache import PrefixCache
-from paddlenlp_codegen_task.distributed import application, cluster, routing, running
+from paddlenlp_codegen_task.distributed import routing
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
-from paddlenlp_codegen_task.serving.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from codegen_tokenizer import write_codegen_tokenizer
 
 ROUTINGS = ("random", "prompt", "session", "tree")
 LICENCE = "".join(f"# Licensed under the terms of line {n} of a long licence.\n" for n in range(12))
 CHANGED = 0.1  # share of an editor's pauses after which a line further up has been changed
 PROMPT_TOKENS = 800  # about, of an editor's
-TOKEN_BYTES = 2 * 4 * SIZES["tiny"]["n_layer"] * SIZES["tiny"]["n_embd"]
 AT_ONCE = 16  # requests to a server
 
 
 class Editor:
     """Somebody who writes a file again, as it is in the standard library."""
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, least: int) -> None:
         self.name, self._text = name, text
         self.random = random.Random(name)
-        self._end = self.random.randint(1500, 3000)
+        self._end = self.random.randint(least, 2 * least)
         self.prompt = text[: self._end]
 
     def type(self) -> None:
@@ -75,14 +74,14 @@ class Editor:
         self.prompt = self._text[: self._end]
 
 
-def editors(count: int, run: str) -> list[Editor]:
+def editors(count: int, run: str, least: int) -> list[Editor]:
     """Editors whose files begin with the name of a run: no run finds what another has left."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = (file for file in sorted(folder.rglob("*.py")) if file.stat().st_size > 6000)
     found: list[Editor] = []
     for file in files:
         text = f"# {run}\n" + LICENCE * (len(found) % 2) + file.read_text("utf-8", "replace")
-        found.append(Editor(f"{run}-{len(found)}", text))
+        found.append(Editor(f"{run}-{len(found)}", text, least))
         if len(found) == count:
             return found
     raise SystemExit(f"the standard library has {len(found)} files of that size, and no {count}")
@@ -181,34 +180,11 @@ def body(editor: Editor) -> dict[str, Any]:
     return {"prompt": editor.prompt, "max_tokens": 1}
 
 
-@contextmanager
-def served(options: argparse.Namespace, room: int) -> Iterator[Server]:
-    """A server on a cluster, whose replicas have room for the prompts of so many editors."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    loading = {
-        "model": str(options.work / "tiny"),
-        "home_path": str(options.work),
-        "engine": "onnxruntime",
-        "precision": "fp32",
-        "num_threads": 1,
-        "kv_cache_bytes": 1 << 28,
-        "prefix_cache_bytes": room * PROMPT_TOKENS * TOKEN_BYTES,
-    }
-    built = application.build(loading, Settings(token_healing=False), options.replicas, "warning")
-    with (
-        running.deployed(built, "127.0.0.1", port),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
-    ):
-        yield Server(client)
-
-
 def measure(replicas: Replicas, chosen: str, options: argparse.Namespace) -> dict[str, Any]:
     """All editors, as often as they ask, in any order."""
-    order, everybody = random.Random(0), editors(options.editors, chosen)
+    order, everybody = random.Random(0), editors(options.editors, chosen, options.characters)
     before, tokens, cached = replicas.loads(), 0, 0
-    with ThreadPoolExecutor(1 if options.ray is None else AT_ONCE) as pool:
+    with ThreadPoolExecutor(1 if options.url is None else AT_ONCE) as pool:
         for _ in range(options.requests):
             order.shuffle(everybody)
             for had, found in pool.map(lambda one: replicas.asked(one, chosen), everybody):
@@ -226,41 +202,42 @@ def measure(replicas: Replicas, chosen: str, options: argparse.Namespace) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ray", metavar="ADDRESS", help="of a cluster; without it, no server")
-    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--url", help="of a server on a cluster; without it there is none")
+    parser.add_argument("--api-key", default="none", help="of that server")
+    parser.add_argument("--replicas", type=int, default=8, help="where there is no server")
+    parser.add_argument("--rooms", type=int, nargs="+", default=[25, 50, 200], metavar="EDITORS")
     parser.add_argument("--editors", type=int, default=200)
     parser.add_argument("--requests", type=int, default=12, help="of each editor")
-    parser.add_argument("--rooms", type=int, nargs="+", default=[25, 50, 200], metavar="EDITORS")
-    parser.add_argument("--work", type=Path, default=Path("build/ray_serve"), help="for the model")
+    parser.add_argument(
+        "--characters", type=int, default=1500, help="of a file at first, or up to twice as many"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    options.work = options.work.resolve()
-    write_checkpoint(options.work / "tiny", "tiny")
-    written: dict[str, Any] = {"machine": machine(1), "ray": ray.__version__}
-    written["server"] = options.ray is not None
-    written |= {name: getattr(options, name) for name in ("replicas", "editors", "requests")}
-    written["results"] = results = []
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    results: list[dict[str, Any]] = []
 
-    def tell(room: int, replicas: Replicas, chosen: str) -> None:
-        results.append({"room": room, **measure(replicas, chosen, options)})
+    def tell(replicas: Replicas, chosen: str, **more: Any) -> None:
+        results.append({**more, **measure(replicas, chosen, options)})
         print(json.dumps(results[-1]), flush=True)
 
-    if options.ray is None:
-        tokenizer = Tokenizer.from_folder(options.work / "tiny")
+    if options.url is None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_codegen_tokenizer(Path(folder))
+            tokenizer = Tokenizer.from_folder(Path(folder))
         for room in options.rooms:
             for chosen in ROUTINGS:
-                tell(room, Caches(tokenizer, options.replicas, room), chosen)
+                tell(Caches(tokenizer, options.replicas, room), chosen, room=room)
     else:
-        with cluster.connected(options.ray):
-            for room in options.rooms:
-                with served(options, room) as server:
-                    for chosen in ROUTINGS[:-1]:
-                        tell(room, server, chosen)
+        key = {"Authorization": f"Bearer {options.api_key}"}
+        with httpx.Client(base_url=options.url, headers=key, timeout=600) as client:
+            for chosen in ROUTINGS[:-1]:
+                tell(Server(client), chosen)
+    written = {"machine": machine(1), "ray": ray.__version__, "url": options.url}
+    written |= {name: getattr(options, name) for name in ("replicas", "editors", "requests")}
     options.out.mkdir(parents=True, exist_ok=True)
-    kind = "simulated" if options.ray is None else "server"
+    kind = "caches" if options.url is None else "server"
     out = options.out / f"ray_serve-{kind}-{written['machine']['date']}.json"
-    out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps({**written, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

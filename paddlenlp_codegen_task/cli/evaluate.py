@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paddlenlp_codegen_task.cli import ray as on_ray
-from paddlenlp_codegen_task.cli.base import INTERRUPTED, ended_by_signals, flush, say, told
+from paddlenlp_codegen_task.cli.base import (
+    INTERRUPTED,
+    ended_by_signals,
+    flush,
+    say,
+    tell,
+    told,
+)
 from paddlenlp_codegen_task.cli.generation import completing
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
@@ -162,6 +169,7 @@ def evaluate(
     Completions are run in a sandbox. What is in --out is not done again.
     """
     with ended_by_signals(INTERRUPTED), told("evaluate" if ray is None else "evaluate,ray"):
+        tell()
         on_ray.check(ray, ray_workers)
         from paddlenlp_codegen_task.evaluation.report import DEFAULT_K, report, table, write
         from paddlenlp_codegen_task.evaluation.run import Run, workers_here

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import queue
 import threading
 import warnings
@@ -122,9 +121,9 @@ class Workers:
         context.target_max_block_size = 1
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.execution_no_progress_timeout_s = -1  # a block may take hours, a node to come, too
+        context.execution_options = copy.copy(context.execution_options)
         context.execution_options.preserve_order = False
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         with DataContext.current(context), warnings.catch_warnings():
             # Two options below have no other place yet; the extra's upper bound knows of it.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -192,12 +191,13 @@ class Stoppable:
         threading.Thread(target=self._feed, name="codegen-ray", daemon=True).start()
         try:
             while True:
-                if self._stopping.is_set():
-                    self.stopped = True
-                    return
+                # What has come by the time of a stop is still given.
+                self.stopped = self._stopping.is_set()
                 try:
-                    came, error = self._queue.get(timeout=_LOOK)
+                    came, error = self._queue.get(not self.stopped, _LOOK)
                 except queue.Empty:
+                    if self.stopped:
+                        return
                     continue
                 if error is not None:
                     raise error

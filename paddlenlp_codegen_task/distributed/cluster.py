@@ -6,10 +6,14 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
+
+# Whatever still asks Ray something when a driver has ended would start a cluster otherwise.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 
@@ -50,8 +54,12 @@ def connected(address: str) -> Iterator[None]:
             message = "there is no Ray cluster on this machine: start one with `ray start --head`"
             raise ConnectionError(f"ray: {message}") from error
         raise ConnectionError(f"ray: {address}: {checks.line(str(error), 200)}") from error
+    # What goes wrong is raised, too; the console would have it with all its traces.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray writes of workers that have died
+            yield
     finally:
         ray.shutdown()
 
@@ -116,7 +124,7 @@ class Pool:
     Attributes:
         least, most: how many there are; between them Ray decides, by what waits.
         cpus, gpus: what each takes of its node; cpus are the threads of its model, too.
-        on_a_node: how many may share a node.
+        on_a_node: how many may share a node, at most.
     """
 
     least: int
@@ -158,7 +166,7 @@ class Pool:
             logger.warning("waiting for a node with %d CPUs%s: the cluster has none", threads, gpu)
         all_of_it = max(1, sum(room))
         least, most = (all_of_it,) * 2 if workers is None else parsed_workers(workers, called)
-        return cls(least, most, threads, int(on_gpu), max(1, *room))
+        return cls(least, most, threads, int(on_gpu), max(1, min(most, max(room))))
 
 
 def parsed_workers(workers: str | int, called: str = "ray_workers") -> tuple[int, int]:

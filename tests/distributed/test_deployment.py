@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -148,6 +149,20 @@ def test_an_editor_stays_with_a_replica(deployed: Deployed):
     for n in range(6):
         deployed.post({"prompt": f"{n:<100}", "max_tokens": 1}, headers={"x-session-id": "mine"})
     assert sum(count > before[replica] for replica, count in asked().items()) == 1
+
+
+def test_editors_are_measured(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = Path(__file__).parents[2] / "benchmarks" / "ray_serve.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+    url = str(deployed.client.base_url)
+    arguments = ["--url", url, "--api-key=k", "--editors=4", "--requests=2", "--characters=500"]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--out", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
+    [file] = tmp_path.iterdir()
+    found = {one["routing"]: one["hit_rate"] for one in json.loads(file.read_text())["results"]}
+    # The second time all of it is there but for its last block and what is new.
+    assert found["session"] > 0.4
+    assert found["prompt"] > 0.4
 
 
 def test_refuses_what_it_has_no_room_for(deployed: Deployed):
