@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -19,6 +20,8 @@ from paddlenlp_codegen_task import checks
 logger = logging.getLogger(__name__)
 
 NAME = "paddlenlp-codegen"
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)(?:\([\w.]*\))?: ")
+ATTEMPTS = 3  # at starting Serve
 LOOK = 0.5  # seconds between two looks at the application
 
 
@@ -44,39 +47,60 @@ def deployed(application: serve.Application, host: str, port: int) -> Iterator[N
                 f"{options.host}:{options.port}: give these, or end it by `serve shutdown`"
             )
     try:
+        with _in_words():
+            _start(host, port)
+            target = serve.RunTarget(application, NAME)
+            serve.run_many([target], wait_for_applications_running=False)
+            _wait_until_it_runs()
+        yield
+    finally:
+        # Ending Serve itself would cut off what is being answered.
+        with _in_words():
+            serve.delete(NAME, _blocking=False)
+            while _status() is not None:
+                time.sleep(LOOK)
+            if client is None:
+                with redirect_stdout(io.StringIO()):  # Ray prints there that the controller dies
+                    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _start(host: str, port: int) -> None:
+    """Start Serve, unless it runs.
+
+    On a node that is at work it replaces a proxy that has not come up in time, and fails for that;
+    but it goes on.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             serve.start(
                 proxy_location="EveryNode",
                 http_options={"host": host, "port": port},
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
-        except RuntimeError as error:
-            raise RuntimeError(_reason([str(error)])) from error
-        target = serve.RunTarget(application, NAME)
-        serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_it_runs()
+            return
+        except RayActorError:
+            if attempt == ATTEMPTS:
+                raise
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Have what Ray and Serve raise be a RuntimeError that says what is wrong on one line."""
+    try:
         yield
-    finally:
-        # Ending Serve itself would cut off what is being answered.
-        serve.delete(NAME, _blocking=False)
-        while _status() is not None:
-            time.sleep(LOOK)
-        if client is None:
-            with redirect_stdout(io.StringIO()):  # Ray prints there that the controller has died
-                serve.shutdown()  # type: ignore[no-untyped-call]
+    except (RayError, RuntimeError) as error:
+        raise RuntimeError(_reason([str(error)])) from error
 
 
 def wait() -> None:
     """Wait as long as the application is there.
 
     Raises:
-        RuntimeError: it is there no more: somebody has ended it, or the cluster.
+        RuntimeError: it is there no more: somebody has ended it, or the cluster is gone.
     """
     while True:
-        try:
+        with _in_words():
             there = _status() is not None
-        except RayError as error:
-            raise RuntimeError(f"the cluster is gone: {type(error).__name__}") from error
         if not there:
             raise RuntimeError("the application has been deleted by somebody else")
         time.sleep(LOOK)
@@ -103,5 +127,5 @@ def _wait_until_it_runs() -> None:
 def _reason(messages: list[str]) -> str:
     """Why an application does not come up: the end of the traceback of a replica's."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    name, _, reason = (lines[-1] if lines else "it does not say why").partition(": ")
-    return checks.line(reason or name, 500)
+    last = lines[-1] if lines else "Ray does not say why"
+    return checks.line(_ERROR.sub("", last), 500)
