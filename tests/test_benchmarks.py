@@ -359,6 +359,21 @@ def test_every_system_of_the_comparison(
             assert answer["tokens"] == expected(prompts, 5)
 
 
+def test_ray_serve(run: Callable[..., None], tmp_path: Path) -> None:
+    sizes = {"--replicas": 4, "--editors": 12, "--requests": 3, "--rooms": 12, "--characters": 500}
+    run("ray_serve.py", *(one for pair in sizes.items() for one in pair), "--out", tmp_path)
+    [file] = tmp_path.iterdir()
+    written = json.loads(file.read_text(encoding="utf-8"))
+    found = {one["routing"]: one for one in written["results"]}
+    assert list(found) == ["random", "prompt", "session", "tree"]
+    for one in found.values():
+        assert 0 < one["hit_rate"] < 1
+        assert 1 <= one["busiest_over_mean"] <= 4
+    # Of three requests the last two can find what is there.
+    assert found["random"]["hit_rate"] < found["session"]["hit_rate"] < 0.67
+    assert found["random"]["hit_rate"] < found["prompt"]["hit_rate"]
+
+
 def greedy(folder: Path, home_path: Path, prompts: list[str], count: int) -> list[list[int]]:
     """The likeliest tokens, as this package finds them one prompt at a time."""
     options: dict[str, Any] = {"home_path": home_path, "num_threads": 1, "precision": "fp32"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -10,9 +11,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import cli
+from paddlenlp_codegen_task.distributed.application import Arguments, app
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -66,3 +70,34 @@ def test_the_image(name: str):
         for source in sources.split():
             assert (root / source).exists()
             assert f"\n!{source}\n" in ignored
+
+
+def test_the_ray_service():
+    service = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text(encoding="utf-8"))
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    [application] = config.applications
+    module, _, name = application.import_path.partition(":")
+    assert getattr(importlib.import_module(module), name) is app
+    given = Arguments.model_validate(application.args)
+
+    # Nodes: room for a replica, the keys where they are looked for, and time to end.
+    cluster = service["spec"]["rayClusterConfig"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", cluster["rayVersion"])
+    [workers] = cluster["workerGroupSpecs"]
+    for group in (cluster["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+        assert given.api_key_file == "/etc/paddlenlp-codegen/keys"
+        assert {one["name"] for one in pod["volumes"]} == set(mounts.values())
+        assert set(mounts) == {"/etc/paddlenlp-codegen", "/models"}
+        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+        assert ports["serve"] == config.http_options.port
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(limits["cpu"]) == given.num_threads
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > given.drain_seconds + 10
+    most = int(str(given.replicas).split(":")[-1])
+    assert workers["maxReplicas"] >= most
+    dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert "PPNLP_HOME=/models" in dockerfile

@@ -45,8 +45,10 @@ _NAMES = {
                 "overflow",
                 "overwrite",
                 "log_level",
+                "port",
                 "ray",
                 "ray_workers",
+                "replicas",
             ),
             *GenerationConfig.field_names(),
         )

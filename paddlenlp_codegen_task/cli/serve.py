@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from paddlenlp_codegen_task import checks
 from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, told
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
+from paddlenlp_codegen_task.cli.ray import PANEL, Address
+
+if TYPE_CHECKING:
+    from paddlenlp_codegen_task.serving.settings import Settings
 
 
 def _seconds(text: str) -> float:
@@ -36,6 +40,7 @@ def _origin(text: str) -> str:
 
 _LISTEN, _LIMITS, _LOG = "Where to listen, and who may ask", "Limits", "Log"
 _BATCH_SIZE = 32
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @with_options(
@@ -174,6 +179,18 @@ def serve(
             help="debug, info (a line a request), warning or error.", rich_help_panel=_LOG
         ),
     ] = "info",
+    ray: Address = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            help="How many replicas of the model, or MIN:MAX for as many as what waits needs. Each "
+            "takes as many CPUs as --num-threads says, by default all of the smallest node's; with "
+            "--device=gpu a GPU.",
+            metavar="N",
+            rich_help_panel=PANEL,
+            show_default="as many as there is room for",
+        ),
+    ] = None,
 ) -> None:
     """Serve completions over HTTP.
 
@@ -183,10 +200,11 @@ def serve(
     """
     with ended_by_signals():
         with told():
-            from paddlenlp_codegen_task.serving import keys, run
-            from paddlenlp_codegen_task.serving.app import create_app
+            from paddlenlp_codegen_task.serving import keys
             from paddlenlp_codegen_task.serving.settings import Settings
 
+            if replicas is not None and ray is None:
+                raise ValueError("replicas: goes with --ray alone")
             log(log_level)
             settings = Settings(
                 keys.collect(api_key or (), api_key_file, os.environ.get(keys.VARIABLE, "")),
@@ -201,21 +219,69 @@ def serve(
                 truncation=truncation,
                 token_healing=not no_token_healing,
             )
-            listener = run.listen(host, port)
-            public = run.is_public(listener)
-            if public and not (settings.api_keys or no_api_key):
-                raise ValueError(
-                    f"--host {host}: other machines can reach it, and there is no key: give "
-                    "--api-key-file, --api-key or PADDLENLP_CODEGEN_API_KEY, or --no-api-key to "
-                    "let everybody in"
-                )
-            generator = load({"batch_size": _BATCH_SIZE, **loading})
-            if "prefix_cache_bytes" not in loading:
-                run.keep_prefixes(generator)
-        with listener, generator:
-            if not settings.api_keys:
-                who = "everybody who reaches it" if public else "this machine alone, without a key"
-                typer.echo(f"open to {who}", err=True)
-            typer.echo(f"serving {generator.name} at {run.url(listener)}")
-            server = run.Server(create_app(generator, settings), drain_seconds, listener)
-            server.serve_until_stopped()
+        if ray is None:
+            _serve_here(loading, settings, host, port, no_api_key)
+        else:
+            _serve_on_ray(ray, replicas, loading, settings, host, port, no_api_key, log_level)
+
+
+def _serve_here(
+    loading: dict[str, Any], settings: Settings, host: str, port: int, no_api_key: bool
+) -> None:
+    with told():
+        from paddlenlp_codegen_task.serving import run
+        from paddlenlp_codegen_task.serving.app import create_app
+
+        listener = run.listen(host, port)
+        public = run.is_public(listener)
+        _check_key(host, public, settings, no_api_key)
+        generator = load({"batch_size": _BATCH_SIZE, **loading})
+        if "prefix_cache_bytes" not in loading:
+            run.keep_prefixes(generator)
+    with listener, generator:
+        _say_who(public, settings)
+        typer.echo(f"serving {generator.name} at {run.url(listener)}")
+        server = run.Server(create_app(generator, settings), settings.drain_seconds, listener)
+        server.serve_until_stopped()
+
+
+def _serve_on_ray(
+    address: str,
+    replicas: str | None,
+    loading: dict[str, Any],
+    settings: Settings,
+    host: str,
+    port: int,
+    no_api_key: bool,
+    log_level: str,
+) -> None:
+    with told("ray"):
+        from paddlenlp_codegen_task.distributed import application, cluster, running
+
+        if not port:
+            raise ValueError("port must be given with --ray: every node listens at it")
+        public = host not in _LOOPBACK
+        _check_key(host, public, settings, no_api_key)
+        with cluster.connected(address):
+            built = application.build(loading, settings, replicas, log_level)
+            # Again, as Ray has taken SIGTERM.
+            with ended_by_signals(), running.deployed(built, host, port):
+                _say_who(public, settings)
+                name = loading.get("model", "the default model")
+                typer.echo(f"serving {name} on {address} at http://{host}:{port}")
+                running.wait()
+
+
+def _check_key(host: str, public: bool, settings: Settings, no_api_key: bool) -> None:
+    if public and not (settings.api_keys or no_api_key):
+        raise ValueError(
+            f"--host {host}: other machines can reach it, and there is no key: give "
+            "--api-key-file, --api-key or PADDLENLP_CODEGEN_API_KEY, or --no-api-key to "
+            "let everybody in"
+        )
+
+
+def _say_who(public: bool, settings: Settings) -> None:
+    if not settings.api_keys:
+        who = "everybody who reaches it" if public else "this machine alone, without a key"
+        typer.echo(f"open to {who}", err=True)

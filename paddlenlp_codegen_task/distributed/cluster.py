@@ -134,7 +134,13 @@ class Pool:
     on_a_node: int
 
     @classmethod
-    def of(cls, workers: str | int | None, threads: int | None, on_gpu: bool) -> Pool:
+    def of(
+        cls,
+        workers: str | int | None,
+        threads: int | None,
+        on_gpu: bool,
+        called: str = "ray_workers",
+    ) -> Pool:
         """What is asked for, and what the cluster has room for where nothing is.
 
         Args:
@@ -142,6 +148,7 @@ class Pool:
             threads: of each worker's model; None for all of the smallest node's CPUs, and 1 for
                 a model on a GPU.
             on_gpu: whether each has a GPU.
+            called: what the option of `workers` is called.
 
         Raises:
             TypeError, ValueError: `workers` is neither.
@@ -157,11 +164,12 @@ class Pool:
         if not any(room):
             gpu = " and a GPU" if on_gpu else ""
             logger.warning("waiting for a node with %d CPUs%s: the cluster has none", threads, gpu)
-        least, most = (max(1, sum(room)),) * 2 if workers is None else parsed_workers(workers)
+        all_of_it = max(1, sum(room))
+        least, most = (all_of_it,) * 2 if workers is None else parsed_workers(workers, called)
         return cls(least, most, threads, int(on_gpu), max(1, min(most, max(room))))
 
 
-def parsed_workers(workers: str | int) -> tuple[int, int]:
+def parsed_workers(workers: str | int, called: str = "ray_workers") -> tuple[int, int]:
     """The least and the most workers that an option asks for.
 
     Raises:
@@ -171,9 +179,7 @@ def parsed_workers(workers: str | int) -> tuple[int, int]:
     least = int(match[1]) if match else 0
     most = int(match[2]) if match and match[2] else least
     if not 1 <= least <= most:
-        raise ValueError(
-            f"ray_workers must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}"
-        )
+        raise ValueError(f"{called} must be N or MIN:MAX, from 1 up, got {checks.shown(workers)}")
     return least, most
 
 

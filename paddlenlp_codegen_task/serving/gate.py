@@ -102,7 +102,7 @@ class Gate:
     ) -> None:
         sending = self._sending(send, exchange)
         if (wrong := self._refusal(scope)) is not None:
-            await _send_error(scope, sending, wrong)
+            await send_error(scope, sending, wrong)
             return
         try:
             await self._within_time(scope, self._receiving(receive, exchange), sending, exchange)
@@ -117,7 +117,7 @@ class Gate:
             failed = RequestError(f"the server has failed: {name}", status=500, kind="server_error")
             exchange.cut = failed
         if exchange.cut is not None and not exchange.status:
-            await _send_error(scope, sending, exchange.cut)
+            await send_error(scope, sending, exchange.cut)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         """Why a request is not let in."""
@@ -243,7 +243,7 @@ class _Timer:
             self._exchange.task.cancel()
 
 
-async def _send_error(scope: Scope, send: Send, error: RequestError) -> None:
+async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
     """Answer with an error, and have the connection closed: its body may not have been read."""
     status, told = refusal(scope, error)
     body = json.dumps(told).encode()
@@ -254,7 +254,7 @@ async def _send_error(scope: Scope, send: Send, error: RequestError) -> None:
     ]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if error.status == 503:
+    if error.status in (429, 503):
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paddlenlp_codegen_task.serving.protocol import RequestError
 
@@ -27,10 +27,10 @@ def refusal(scope: Scope, error: RequestError) -> tuple[int, dict[str, Any]]:
         scope: of the request, as ASGI has it.
         error: what is wrong with it, or with the server.
     """
-    path = scope["path"]
-    if path.startswith("/api/"):
+    spoken = dialect(scope["path"])
+    if spoken == "ollama":
         return error.status, ollama_error(error)
-    if path in TGI_PATHS or path.startswith("/models/"):
+    if spoken == "tgi":
         return (422 if error.status == 400 else error.status), tgi_error(error)
     body = error.body()
     if _agent(scope).startswith(b"llm-ls/"):
@@ -40,6 +40,13 @@ def refusal(scope: Scope, error: RequestError) -> tuple[int, dict[str, Any]]:
         detail = {"loc": error.param or "body", "msg": str(error), "type": error.kind}
         body["detail"] = [detail]
     return error.status, body
+
+
+def dialect(path: str) -> Literal["openai", "tgi", "ollama"]:
+    """What who asks at this path speaks."""
+    if path.startswith("/api/"):
+        return "ollama"
+    return "tgi" if path in TGI_PATHS or path.startswith("/models/") else "openai"
 
 
 def tgi_error(error: RequestError) -> dict[str, Any]:

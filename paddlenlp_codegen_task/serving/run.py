@@ -79,9 +79,14 @@ class Server(uvicorn.Server):
         asyncio.run(self.serve([self._listener]))
 
 
-def keep_prefixes(generator: CodeGenerator) -> None:
-    """Give what is served a prefix cache: PREFIX_SHARE of the host's memory that is free now."""
-    most = int((device.free_bytes(None) or 0) * PREFIX_SHARE)
+def keep_prefixes(generator: CodeGenerator, servers: int = 1) -> None:
+    """Give what is served a prefix cache: PREFIX_SHARE of the host's memory that is free now.
+
+    Args:
+        generator: what is served.
+        servers: that share the host, each of which takes as much.
+    """
+    most = int((device.free_bytes(None) or 0) * PREFIX_SHARE / servers)
     logger.info("the prefix cache may take %s bytes", f"{most:,}")
 
     def keep(scheduler: Scheduler) -> None:

@@ -52,6 +52,17 @@ from paddlenlp_codegen_task.cli import base, loading
         (["serve", "--host=no-such-host.invalid"], "cannot listen at http://no-such-host.invalid:"),
         (["serve", "--host=192.0.2.1", "--no-api-key"], "cannot listen at http://192.0.2.1:"),
         (["serve", "--host=0.0.0.0"], "--host 0.0.0.0: other machines can reach it, and there is "),
+        (["serve", "--replicas=2"], "--replicas: goes with --ray alone"),
+        (["serve", "--ray=there", "--port=1"], "--ray must be auto or HOST:PORT, got 'there'"),
+        (
+            ["serve", "--ray=127.0.0.1:9", "--port=1"],
+            "--ray: nothing answers at 127.0.0.1:9 ",
+        ),
+        (["serve", "--ray=127.0.0.1:9"], "--port must be given with --ray: every node"),
+        (
+            ["serve", "--ray=127.0.0.1:9", "--host=0.0.0.0", "--port=1"],
+            "--host 0.0.0.0: other machines can re",
+        ),
         (["serve", "--api-key="], "--api-key: a key has 1 to 512 visible ASCII characters"),
         (["serve", "--api-key=with space"], "--api-key: a key has 1 to 512 visible ASCII charac"),
         (["serve", "--api-key-file=/no/file"], "--api-key-file: cannot read '/no/file': No such"),
@@ -65,7 +76,10 @@ def test_what_cannot_be_is_one_line(arguments: list[str], message: str):
     # What is asked for may be, and is not here; or it cannot be.
     code = (
         1
-        if re.search("unknown model|there is no folder no/|cannot listen|cannot read", message)
+        if re.search(
+            "unknown model|there is no folder no/|cannot listen|cannot read|nothing answers",
+            message,
+        )
         else 2
     )
     assert re.search(message, refused(arguments, code=code))
@@ -112,7 +126,15 @@ def test_help_lists_every_option():
         *("--home-path", "--batch-size", "--num-threads", "--kv-cache-bytes", "--help"),
         *("--prefix-cache-bytes", "--host", "--port", "--api-key", "--api-key-file"),
         *("--no-api-key", "--cors-origin", "--max-waiting", "--request-timeout", "--log-level"),
-        *("--drain-seconds", "--overflow", "--truncation", "--max-body-bytes", "--max-prompts"),
+        *(
+            "--ray",
+            "--replicas",
+            "--drain-seconds",
+            "--overflow",
+            "--truncation",
+            "--max-body-bytes",
+            "--max-prompts",
+        ),
         *("--max-n", "--cuda-graph", "--no-token-healing", "--qkv-groups", "--adapter"),
     }
     for panel in ("Model", "Speed and memory", "Where to listen, and who may ask", "Limits"):
