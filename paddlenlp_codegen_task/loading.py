@@ -105,7 +105,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
             logger.info("exporting %s to a static graph", folder)
             for path in _copied_files(folder):
                 shutil.copyfile(path, draft / path.name)
-            engine.export(weights, draft, precision)
+            engine.export(weights, draft, precision, device_id)
             _check_export(load(draft), weights, precision)
 
         find_or_build = partial(
@@ -118,7 +118,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
                 "precision": precision,
                 "qkv_groups": _groups(config),
                 "adapter": adapter.identity if adapter else _NO_ADAPTER,
-                **engine.versions(),
+                **engine.versions(device_id),
             },
             engine.export_bytes(config, precision),
             build,
@@ -154,7 +154,10 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
     if engine_name not in engines.MODULES:
         raise store.ExportError(f"{folder} was exported for {engine_name!r}, an unknown engine")
     engine = engines.load_engine(engine_name)
-    for part, version in engine.versions().items():
+    # What was exported for the CPU runs there by default, also where there is a GPU.
+    to_cpu = options.device == "auto" and made_from.get("device") == "cpu"
+    device_id = engine.find_device("cpu" if to_cpu else options.device)
+    for part, version in engine.versions(device_id).items():
         if made_from.get(part) != version:
             raise store.ExportError(
                 f"{folder} was exported for {part} {made_from.get(part)}, but this is {version}: "
@@ -173,7 +176,6 @@ def load_export(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMod
                 f"adapter: {folder} was exported without {_short(Path(options.adapter or ''))}, or "
                 "with another state of it: export again from the weights"
             )
-    device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
     load = _loader(engine_name, engine, config, device_id, precision, options)
     return _open(folder.name, folder, precision, load)

@@ -47,9 +47,7 @@ def save_graph(
 class _GraphBuilder:
     """Collects nodes; writes each weight to the file as it comes."""
 
-    def __init__(
-        self, file: BinaryIO, config: CodeGenConfig, precision: str, on_gpu: bool
-    ) -> None:
+    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str, on_gpu: bool) -> None:
         self._file = file
         self._config = config
         self._precision = precision
@@ -105,7 +103,7 @@ class _GraphBuilder:
 
         SkipLayerNormalization of the next layer adds the three.
         """
-        config, block, name = self._config, weights.block(layer), f"h{layer}_"
+        block, name = weights.block(layer), f"h{layer}_"
         normed, hidden = self._layer_norm(
             name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
         )
