@@ -126,7 +126,8 @@ class Runner:
         paths = [str(HERE.parent), *([str(site)] if site else [])]
         paths += [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        self._environment["TOKENIZERS_PARALLELISM"] = "false"
+        if settings["dry_run"]:  # whose products are too small to share
+            self._environment["OMP_NUM_THREADS"] = "1"
 
     def start(self, kind: str, **more: Any) -> subprocess.Popen[str]:
         settings = json.dumps({**self._settings, **more})

@@ -47,7 +47,7 @@ class Job:
         self.found = set(settings.get("found", ()))
         self.device_id = None if self.dry else 0
         self.torch_device = "cpu" if self.dry else "cuda"
-        self.threads = len(os.sched_getaffinity(0))
+        self.threads = 1 if self.dry else len(os.sched_getaffinity(0))
         self.rounds = 1 if self.dry else ROUNDS
         self.new = 4 if self.dry else NEW
         self.batches = (1, 2) if self.dry else BATCHES
@@ -124,7 +124,7 @@ def machine(job: Job) -> Found:
         return found
 
     yield "versions", versions
-    yield "cores", lambda: job.threads
+    yield "cores", lambda: len(os.sched_getaffinity(0))
     yield "copy_bytes_per_second", lambda: copied(job)
 
 
