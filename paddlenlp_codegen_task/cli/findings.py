@@ -172,6 +172,19 @@ def gpus() -> list[Finding]:
     return found
 
 
+def taskflow() -> list[Finding]:
+    """Whether PaddleNLP's Taskflow begins at all, where Paddle is built for GPUs."""
+    version = _version("paddlepaddle-gpu")
+    if version is None or device.cuda_devices():
+        return []
+    text = (
+        f"paddlepaddle-gpu {version} and no GPU: Taskflow goes to GPU 0 before any task of it "
+        "begins, and Paddle ends the process (exit code 255)"
+    )
+    advice = "pass device_id=-1 to Taskflow; CodeGenerator and this command line need nothing"
+    return [Finding("Taskflow", "note", text, advice)]
+
+
 def places(home_path: str | Path | None) -> list[Finding]:
     """Where models and exports are kept."""
     try:

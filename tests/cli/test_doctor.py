@@ -113,6 +113,26 @@ def test_gpus(
         assert "onnxruntime-gpu" in more[0].advice or not more
 
 
+@pytest.mark.parametrize(
+    ("version", "gpus", "said"),
+    [(None, 0, False), ("2.6.2", 0, True), ("2.6.2", 1, False), (None, 1, False)],
+)
+def test_taskflow_where_paddle_is_built_for_gpus(
+    version: str | None, gpus: int, said: bool, elsewhere: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Taskflow would end the process there: PaddleNLP sets Paddle's device by itself."""
+    there = findings._version
+    elsewhere.setattr(
+        findings, "_version", lambda name: version if name == "paddlepaddle-gpu" else there(name)
+    )
+    elsewhere.setattr(device, "cuda_devices", lambda: gpus)
+    result = invoke(["doctor", f"--home-path={tmp_path}"])
+    assert result.exit_code == 0
+    line = "note     Taskflow: paddlepaddle-gpu 2.6.2 and no GPU: Taskflow goes to GPU 0 before"
+    assert (line in result.stdout) is said
+    assert ("-> pass device_id=-1 to Taskflow;" in result.stdout) is said
+
+
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home, model = findings.places(tmp_path / "not" / "yet")
     assert home.state == "ok"
