@@ -4,7 +4,7 @@ VENV := .venv
 VENV26 := .venv-paddle26
 BIN := $(VENV)/bin
 
-.PHONY: run test lint suite smoke-paddle26 campaign benchmark benchmark-serve train clean
+.PHONY: run test lint suite smoke-paddle26 smoke-gpu-wheel campaign benchmark benchmark-serve train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -24,6 +24,11 @@ suite: $(VENV)/dev.done
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
+
+# The same on paddlepaddle-gpu itself, which runs without a GPU too. `make test` takes its CPU twin:
+# this one is 0.8 GB to download and several to install.
+smoke-gpu-wheel: $(VENV26)-gpu/dev.done
+	$(VENV26)-gpu/bin/pytest tests/smoke
 
 # Hostile input in numbers, until the floors are met: tests/campaign/README.md.
 campaign: MINUTES = 60
@@ -98,6 +103,11 @@ $(VENV)/benchmark.done: setup.py
 $(VENV26)/dev.done: setup.py
 	$(PYTHON) -m venv $(VENV26)
 	$(VENV26)/bin/pip install --quiet -e ".[paddle26-cpu]" pytest
+	touch $@
+
+$(VENV26)-gpu/dev.done: setup.py
+	$(PYTHON) -m venv $(VENV26)-gpu
+	$(VENV26)-gpu/bin/pip install --quiet -e ".[gpu]" pytest
 	touch $@
 
 clean:
