@@ -117,15 +117,33 @@ def install(wheels: Path, site: Path) -> None:
         raise SystemExit(f"--wheels: pip cannot install {' '.join(found)}")
 
 
+def environment(site: Path | None, places: list[str]) -> dict[str, str]:
+    """What a part's process is told: the checkout, the installed wheels, and CUDA's libraries.
+
+    ONNX Runtime looks for those beside itself, and they are where pip has put them with PyTorch.
+
+    Args:
+        site: folder of the installed wheels.
+        places: folders of packages.
+    """
+    libraries = [str(one) for place in places for one in sorted(Path(place).glob("nvidia/*/lib"))]
+    found = dict(os.environ)
+    for name, ours in (
+        ("PYTHONPATH", [str(HERE.parent), *([str(site)] if site else [])]),
+        ("LD_LIBRARY_PATH", libraries),
+    ):
+        theirs = [one for one in os.environ.get(name, "").split(os.pathsep) if one]
+        found[name] = os.pathsep.join([*ours, *theirs])
+    return found
+
+
 class Runner:
     """Runs functions of gpu_parts.py in processes that are stopped when their time is up."""
 
     def __init__(self, settings: dict[str, Any], site: Path | None, deadline: float) -> None:
         self._settings = settings
         self.deadline = deadline
-        paths = [str(HERE.parent), *([str(site)] if site else [])]
-        paths += [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
-        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        self._environment = environment(site, sys.path)
         if settings["dry_run"]:  # whose products are too small to share
             self._environment["OMP_NUM_THREADS"] = "1"
 

@@ -207,15 +207,26 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert run.stderr == "nvidia-smi shows no GPU here; --dry-run does without\n"
 
 
-def test_wheels_are_installed_into_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_parts_find_cuda_s_libraries(
+    benchmarks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu
+
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/theirs")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("cu13", "cudnn"):
+        (tmp_path / "nvidia" / name / "lib").mkdir(parents=True)
+    found = gpu.environment(tmp_path / "site", ["", str(tmp_path), "/not/there"])
+    ours = [str(tmp_path / "nvidia" / name / "lib") for name in ("cu13", "cudnn")]
+    assert found["LD_LIBRARY_PATH"].split(os.pathsep) == [*ours, "/theirs"]
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(ROOT), str(tmp_path / "site")]
+
+
+def test_wheels_are_installed_into_a_folder_of_their_own(benchmarks: None, tmp_path: Path) -> None:
+    import gpu
+
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     wheels.mkdir()
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gpu
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("gpu", None)
     with pytest.raises(SystemExit, match="there is no wheel in"):
         gpu.install(wheels, site)
     write_wheel(wheels)
