@@ -135,13 +135,18 @@ def environment(threads: int) -> dict[str, str]:
 def make_prompts(tokenizer: Tokenizer, count: int, length: int) -> list[str]:
     """Pieces of this package's source that have `length` tokens, also when encoded anew."""
     files = sorted((HERE.parent / "paddlenlp_codegen_task").glob("*/*.py"))
-    ids = tokenizer.encode("".join(path.read_text(encoding="utf-8") for path in files))
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    # A token has at most some 30 characters, and a prompt that will do comes every few tokens.
+    ids = tokenizer.encode(text[: 32 * (length + 32 * count)])
     prompts: list[str] = []
     start = 0
     while len(prompts) < count:
-        text = tokenizer.decode(ids[start : start + length])
-        if tokenizer.encode(text) == ids[start : start + length]:
-            prompts.append(text)
+        piece = ids[start : start + length]
+        if len(piece) < length:
+            raise SystemExit(f"the package's source is too short for {count} prompts")
+        prompt = tokenizer.decode(piece)
+        if tokenizer.encode(prompt) == piece:
+            prompts.append(prompt)
             start += 7
         start += 1
     return prompts

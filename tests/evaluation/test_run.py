@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,11 +16,13 @@ import pytest
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.evaluation import functions
+from paddlenlp_codegen_task.evaluation import run as running
 from paddlenlp_codegen_task.evaluation.benchmark import Result
 from paddlenlp_codegen_task.evaluation.functions import Functions
 from paddlenlp_codegen_task.evaluation.problems import Problem
 from paddlenlp_codegen_task.evaluation.run import Run
 from paddlenlp_codegen_task.evaluation.sampling import Sampling
+from paddlenlp_codegen_task.evaluation.sandbox import Limits, Sandbox
 
 NAMES = ("add", "double", "count", "first")
 PROBLEMS = [
@@ -31,6 +36,7 @@ PROBLEMS = [
     for number, name in enumerate(NAMES)
 ]
 SAMPLING = Sampling(3, (0.2, 0.8), max_length=24, seed=1)
+SANDBOX = Sandbox(unsafe=True)  # in which nothing is run here
 
 
 def quiet(*_: int) -> None:
@@ -141,7 +147,7 @@ def test_samples_of_others_are_scored_each_program_once(tmp_path: Path):
     judge = Judge(PROBLEMS)
     given = samples_file(tmp_path, "    return 4\n", "    return 5\n", "    return 4\n")
     run = Run.of_samples(judge, tmp_path / "run", given)
-    results = run.score(None, 3, quiet)  # type: ignore[arg-type]  # which runs nothing
+    results = run.score(SANDBOX, 3, quiet)
     assert len(judge.judged) == 2 * len(PROBLEMS)
     assert [one["passed"] for one in results] == [*[True] * 4, *[False] * 4, *[True] * 4]
     assert [one["sample"] for one in results] == [0] * 4 + [1] * 4 + [2] * 4
@@ -149,7 +155,7 @@ def test_samples_of_others_are_scored_each_program_once(tmp_path: Path):
     written = (tmp_path / "run" / "results.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in written.splitlines()] == results
     again = Run.of_samples(judge, tmp_path / "run", given)
-    assert again.score(None, 3, quiet) == results  # type: ignore[arg-type]
+    assert again.score(SANDBOX, 3, quiet) == results
     assert len(judge.judged) == 2 * len(PROBLEMS)
     with pytest.raises(ValueError, match="has a run with samples"):
         Run.of_samples(judge, tmp_path / "run", samples_file(tmp_path, "    return 4\n"))
@@ -158,15 +164,67 @@ def test_samples_of_others_are_scored_each_program_once(tmp_path: Path):
 def test_scoring_goes_on_where_it_was(tmp_path: Path):
     given = samples_file(tmp_path, *(f"    return {number}\n" for number in range(6)))
     whole = Run.of_samples(Judge(PROBLEMS), tmp_path / "whole", given)
-    results = whole.score(None, 2, quiet)  # type: ignore[arg-type]
+    results = whole.score(SANDBOX, 2, quiet)
     content = (tmp_path / "whole" / "results.jsonl").read_bytes()
     judge = Judge(PROBLEMS)
     run = Run.of_samples(judge, tmp_path / "run", given)
     path = tmp_path / "run" / "results.jsonl"
     path.write_bytes(content[: len(content) // 2])  # in the middle of a line
-    assert run.score(None, 2, quiet) == results  # type: ignore[arg-type]
+    shutil.copy(tmp_path / "whole" / "judged_by.json", path.parent)
+    assert run.score(SANDBOX, 2, quiet) == results
     assert path.read_bytes() == content
     assert 0 < len(judge.judged) <= 13
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Sandbox(Limits(seconds=20), unsafe=True), "seconds 5.0, and is judged again with 20$"),
+        (Sandbox(Limits(memory_bytes=1 << 31), unsafe=True), "with memory_bytes 1073741824, and"),
+        (SANDBOX, "was judged with unsafe None, and is judged again with True"),
+    ],
+    ids=["seconds", "memory", "unknown"],
+)
+def test_verdicts_of_another_kind_are_given_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, other: Sandbox, said: str
+):
+    given = samples_file(tmp_path, "    return 4\n", "    return 5\n")
+    out = tmp_path / "run"
+    results = Run.of_samples(Judge(PROBLEMS), out, given).score(SANDBOX, 2, quiet)
+    assert caplog.messages == []
+    if other is SANDBOX:
+        (out / "judged_by.json").unlink()  # as in a folder of a version that did not note it
+    content = {name: (out / name).read_bytes() for name in ("samples.jsonl", "settings.json")}
+    judge = Judge(PROBLEMS)
+    run = Run.of_samples(judge, out, given)
+    assert run.score(other, 2, quiet) == results
+    assert len(judge.judged) == 2 * len(PROBLEMS)
+    [line] = caplog.messages
+    assert re.search(said, line), line
+    assert run.judged_by["seconds"] == other.limits.seconds
+    assert content == {name: (out / name).read_bytes() for name in content}
+    assert len((out / "results.jsonl").read_bytes().splitlines()) == len(results)
+    assert Run.of_samples(judge, out, given).score(other, 2, quiet) == results
+    assert len(judge.judged) == 2 * len(PROBLEMS)
+
+
+def test_no_verdict_passes_for_one_of_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not even where noting the new kind fails."""
+    given = samples_file(tmp_path, "    return 4\n")
+    out = tmp_path / "run"
+    Run.of_samples(Judge(PROBLEMS), out, given).score(SANDBOX, 2, quiet)
+    run = Run.of_samples(Judge(PROBLEMS), out, given)
+    with monkeypatch.context() as patched:
+
+        def fails(*_: Any) -> None:
+            raise OSError("no space left")
+
+        patched.setattr(running, "write_file", fails)
+        with pytest.raises(OSError, match="no space left"):
+            run.score(Sandbox(Limits(seconds=20), unsafe=True), 2, quiet)
+    judge = Judge(PROBLEMS)
+    assert all(one["passed"] for one in Run.of_samples(judge, out, given).score(SANDBOX, 2, quiet))
+    assert len(judge.judged) == len(PROBLEMS)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +256,9 @@ def test_a_program_that_cannot_be_judged_ends_the_run(tmp_path: Path):
     given = samples_file(tmp_path, "    return 4\n")
     run = Run.of_samples(Broken(PROBLEMS), tmp_path / "run", given)
     with pytest.raises(OSError, match="no sandbox any more"):
-        run.score(None, 2, quiet)  # type: ignore[arg-type]
+        run.score(SANDBOX, 2, quiet)
     assert len((tmp_path / "run" / "results.jsonl").read_text(encoding="utf-8").splitlines()) == 2
-    results = Run.of_samples(Judge(PROBLEMS), tmp_path / "run", given).score(None, 2, quiet)  # type: ignore[arg-type]
+    results = Run.of_samples(Judge(PROBLEMS), tmp_path / "run", given).score(SANDBOX, 2, quiet)
     assert [one["passed"] for one in results] == [True] * 4
 
 
@@ -224,8 +282,8 @@ def evaluate(home_path: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[
             *(sys.executable, "-m", "paddlenlp_codegen_task", "evaluate", str(problems)),
             *("--out", str(out), "--model", "builtin", "--home-path", str(home_path)),
             *("--device", "cpu", "--precision", "fp32", "--num-threads", "1"),
-            *("--samples", "20", "--temperature", "0.2", "--temperature", "0.8"),
-            *("--max-length", "64", "--k", "1", *more),
+            *("--samples", "6", "--temperature", "0.2", "--temperature", "0.8"),
+            *("--max-length", "32", "--k", "1", *more),
         ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -239,19 +297,21 @@ def test_a_run_that_is_killed_goes_on(
     said, errors = whole.communicate(timeout=120)
     assert whole.returncode == 0, errors
     assert said.startswith("# problems.jsonl\n")
-    for size in (1, 4000, 8000):  # bytes of samples, at which it is killed
-        killed = evaluate(tmp_path / "killed")
-        samples = tmp_path / "killed" / "samples.jsonl"
-        while killed.poll() is None and not (samples.exists() and samples.stat().st_size >= size):
+    for name, size in (("samples", 1), ("samples", 4000), ("results", 1)):
+        killed = evaluate(tmp_path / "killed")  # when a file has so many bytes
+        file = tmp_path / "killed" / f"{name}.jsonl"
+        while killed.poll() is None and not (file.exists() and file.stat().st_size >= size):
             time.sleep(0.001)
         killed.kill()
         killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL
     last = evaluate(tmp_path / "killed")
     again, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
     assert again == said
     files = {one.name for one in (tmp_path / "whole").iterdir()}
-    assert {"settings.json", "samples.jsonl", "results.jsonl", "report.json", "report.md"} <= files
+    assert {"settings.json", "samples.jsonl", "report.json", "report.md"} <= files
+    assert {"results.jsonl", "judged_by.json"} <= files
     assert files == {one.name for one in (tmp_path / "killed").iterdir()}
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()

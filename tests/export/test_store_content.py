@@ -240,20 +240,21 @@ def test_a_note_that_is_no_regular_file_is_none(export: Path, plant: Callable[[P
 
 # Permissions
 
+MASKS = (0o022, 0o077, 0o027, 0o002)
 PRIVATE = """
     import os, sys
     from pathlib import Path
-    os.umask(int(sys.argv[3]))
     from test_store import PARTS, build, open_generator
     from paddlenlp_codegen_task.export import store
     store._LARGE = 0
-    if sys.argv[1] == "store":
-        folder = store.find_or_build(Path(sys.argv[2]), PARTS, 0, build)
-    else:
-        with open_generator(Path(sys.argv[1]), Path(sys.argv[2])) as generator:
+    checkpoint, home, *masks = sys.argv[1:]
+    for mask in masks:
+        os.umask(int(mask))
+        with open_generator(Path(checkpoint), Path(home, "model", mask)) as generator:
             folder = generator.folder
-    store.check_large_files(folder)
-    print(folder)
+        for folder in (folder, store.find_or_build(Path(home, "store", mask), PARTS, 0, build)):
+            store.check_large_files(folder)
+            print(mask, folder)
 """
 
 
@@ -262,20 +263,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("small"), CONFIG, spread_tensors(CONFIG))
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o027, 0o002])
-@pytest.mark.parametrize("what", ["store", "model"])
-def test_an_export_is_as_private_as_the_mask_says(
-    what: str, mask: int, checkpoint: Path, tmp_path: Path
-):
-    first = "store" if what == "store" else checkpoint
-    process = start(textwrap.dedent(PRIVATE), first, tmp_path / "home", mask)
+def test_an_export_is_as_private_as_the_mask_says(checkpoint: Path, tmp_path: Path):
+    process = start(textwrap.dedent(PRIVATE), checkpoint, tmp_path / "home", *MASKS)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    folder = Path(output.strip())
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~mask
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert set(modes.values()) == {0o666 & ~mask}, modes
-    assert "checked.json" in modes
+    folders = [line.split(" ", 1) for line in output.splitlines()]
+    assert [int(mask) for mask, _ in folders] == [mask for mask in MASKS for _ in range(2)]
+    for given, path in folders:
+        folder, mask = Path(path), int(given)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~mask
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+        assert set(modes.values()) == {0o666 & ~mask}, (folder, modes)
+        assert "checked.json" in modes
 
 
 # Disks and homes
