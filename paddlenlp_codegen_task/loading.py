@@ -32,7 +32,7 @@ from paddlenlp_codegen_task.model.names import (
 )
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import engines
+from paddlenlp_codegen_task.runtime import cpu, engines
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     )
     device_id = engine.find_device(options.device)
     precision = engines.resolve_precision(options.precision, device_id, engine_name, engine)
+    if options.precision == "auto":
+        _log_precision(precision, device_id)
     with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
@@ -205,6 +207,15 @@ def check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
         f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
         "must be the same"
     )
+
+
+def _log_precision(precision: str, device_id: int | None) -> None:
+    """Say what "auto" means, and what would be faster here."""
+    if device_id is not None:
+        logger.info("precision: %s, as on any GPU", precision)
+        return
+    faster = cpu.faster_than_fp32(cpu.flags(cpu.read()))
+    logger.info("precision: %s, as PaddleNLP%s", precision, f"; {faster}" if faster else "")
 
 
 def _loader(
