@@ -32,7 +32,7 @@ smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
 
 # The same on paddlepaddle-gpu itself, which runs without a GPU too. `make test` takes its CPU twin:
-# this one is 0.8 GB to download and several to install.
+# these are 3.8 GB of packages, most of them CUDA's.
 smoke-gpu-wheel: $(VENV26)-gpu/dev.done
 	$(VENV26)-gpu/bin/pytest tests/smoke
 
