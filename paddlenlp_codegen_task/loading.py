@@ -91,8 +91,6 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     )
     device_id = engine.find_device(options.device)
     precision = engines.resolve_precision(options.precision, device_id, engine_name, engine)
-    if options.precision == "auto":
-        _log_precision(precision, device_id)
     with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
@@ -104,7 +102,8 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
 
         def build(draft: Path) -> None:
             _checked_tokenizer(folder, config)
-            logger.info("exporting %s to a static graph", folder)
+            why = _why(engine_name, device_id) if options.precision == "auto" else ""
+            logger.info("exporting %s to a static graph in %s%s", folder, precision, why)
             for path in _copied_files(folder):
                 shutil.copyfile(path, draft / path.name)
             engine.export(weights, draft, precision, device_id)
@@ -209,13 +208,14 @@ def check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
     )
 
 
-def _log_precision(precision: str, device_id: int | None) -> None:
-    """Say what "auto" means, and what would be faster here."""
+def _why(engine_name: str, device_id: int | None) -> str:
+    """What is to be said of the precision that "auto" has chosen, and of what is faster here."""
     if device_id is not None:
-        logger.info("precision: %s, as on any GPU", precision)
-        return
+        return ", as on any GPU"
+    if engine_name != "onnxruntime":  # which has no others
+        return ", as PaddleNLP"
     faster = cpu.faster_than_fp32(cpu.flags(cpu.read()))
-    logger.info("precision: %s, as PaddleNLP%s", precision, f"; {faster}" if faster else "")
+    return f", as PaddleNLP; {faster} here" if faster else ", as PaddleNLP"
 
 
 def _loader(
