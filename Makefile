@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Tests start hundreds of processes: what one of them has compiled the others read.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint suite smoke-paddle26 campaign benchmark benchmark-serve train clean
+.PHONY: run test lint suite smoke-paddle26 smoke-gpu-wheel campaign benchmark benchmark-serve train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -30,6 +30,11 @@ suite: $(VENV)/dev.done
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
+
+# The same on paddlepaddle-gpu itself, which runs without a GPU too. `make test` takes its CPU twin:
+# these are 3.8 GB of packages, most of them CUDA's.
+smoke-gpu-wheel: $(VENV26)-gpu/dev.done
+	$(VENV26)-gpu/bin/pytest tests/smoke
 
 # Hostile input in numbers, until the floors are met: tests/campaign/README.md.
 campaign: MINUTES = 60
@@ -113,6 +118,11 @@ $(VENV)/benchmark.done: setup.py
 $(VENV26)/dev.done: setup.py | $(VENV)/dev.done
 	$(PYTHON) -m venv --without-pip $(VENV26)
 	$(BIN)/pip --python $(VENV26)/bin/python install --quiet --no-compile -e ".[paddle26-cpu]" pytest
+	touch $@
+
+$(VENV26)-gpu/dev.done: setup.py
+	$(PYTHON) -m venv --upgrade-deps $(VENV26)-gpu
+	$(VENV26)-gpu/bin/pip install --quiet --no-compile -e ".[gpu]" pytest
 	touch $@
 
 clean:

@@ -94,7 +94,7 @@ def save_reference(size: str, work: Path) -> dict[str, float]:
 def export(size: str, precision: str, work: Path) -> dict[str, float]:
     weights, folder = model(size), work / f"{size}-{precision}"
     start = time.perf_counter()
-    onnx_inference.export(weights, folder, precision)
+    onnx_inference.export(weights, folder, precision, None)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": sum(path.stat().st_size for path in folder.iterdir())}
 

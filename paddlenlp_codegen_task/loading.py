@@ -32,7 +32,7 @@ from paddlenlp_codegen_task.model.names import (
 )
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import engines
+from paddlenlp_codegen_task.runtime import cpu, engines
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class _Weights:
     engine: engines.Engine
     device_id: int | None
     precision: str
+    auto: bool  # whether "auto" has chosen it
     load: Callable[[Path], Runtime]
 
     def find_or_build(self, root: Path, large_files: bool = True) -> Path:
@@ -126,17 +127,18 @@ class _Weights:
             "precision": self.precision,
             "qkv_groups": _groups(config),
             "adapter": self.adapter.identity if self.adapter else _NO_ADAPTER,
-            **self.engine.versions(),
+            **self.engine.versions(self.device_id),
         }
         needed = self.engine.export_bytes(config, self.precision)
         return store.find_or_build(root, made_from, needed, self._build, large_files=large_files)
 
     def _build(self, draft: Path) -> None:
         _checked_tokenizer(self.folder, self.weights.config)
-        logger.info("exporting %s to a static graph", self.folder)
+        why = _why(self.engine_name, self.device_id) if self.auto else ""
+        logger.info("exporting %s to a static graph in %s%s", self.folder, self.precision, why)
         for path in _copied_files(self.folder):
             shutil.copyfile(path, draft / path.name)
-        self.engine.export(self.weights, draft, self.precision)
+        self.engine.export(self.weights, draft, self.precision, self.device_id)
         _check_export(self.load(draft), self.weights, self.precision)
 
 
@@ -212,8 +214,9 @@ def _weights_of(
     with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
+        auto = options.precision == "auto"
         yield _Weights(
-            name, folder, weights, adapter, engine_name, engine, device_id, precision, load
+            name, folder, weights, adapter, engine_name, engine, device_id, precision, auto, load
         )
 
 
@@ -249,7 +252,10 @@ def _checked_export(
     if engine_name not in engines.MODULES:
         raise store.ExportError(f"{folder} was exported for {engine_name!r}, an unknown engine")
     engine = engines.load_engine(engine_name)
-    for part, version in engine.versions().items():
+    # What was exported for the CPU runs there by default, also where there is a GPU.
+    to_cpu = options.device == "auto" and made_from.get("device") == "cpu"
+    device_id = engine.find_device("cpu" if to_cpu else options.device)
+    for part, version in engine.versions(device_id).items():
         if made_from.get(part) != version:
             raise store.ExportError(
                 f"{folder} was exported for {part} {made_from.get(part)}, but this is {version}: "
@@ -268,7 +274,6 @@ def _checked_export(
                 f"adapter: {folder} was exported without {_short(Path(options.adapter or ''))}, or "
                 "with another state of it: export again from the weights"
             )
-    device_id = engine.find_device(options.device)
     engines.resolve_precision(precision, device_id, engine_name, engine)
     load = _loader(engine_name, engine, config, device_id, precision, options)
     return precision, device_id, load
@@ -298,6 +303,16 @@ def check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
         f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
         "must be the same"
     )
+
+
+def _why(engine_name: str, device_id: int | None) -> str:
+    """What is to be said of the precision that "auto" has chosen, and of what is faster here."""
+    if device_id is not None:
+        return ", as on any GPU"
+    if engine_name != "onnxruntime":  # which has no others
+        return ", as PaddleNLP"
+    faster = cpu.faster_than_fp32(cpu.flags(cpu.read()))
+    return f", as PaddleNLP; {faster} here" if faster else ", as PaddleNLP"
 
 
 def _loader(

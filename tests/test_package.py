@@ -117,3 +117,39 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: tuple[Path,
         found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     package = ROOT / "paddlenlp_codegen_task"
     assert found == {f"{package.name}/{name}" for name in files_of(package)}
+
+
+WITHOUT_PADDLE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("paddle", "paddlenlp"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from paddlenlp_codegen_task import CodeGenerator
+
+with CodeGenerator.from_pretrained("builtin", home_path=sys.argv[1]) as generator:
+    [[completion]] = generator.generate("def add(a, b):", decode_strategy="greedy_search")
+    print(completion.text.strip())
+try:
+    CodeGenerator.from_pretrained("builtin", home_path=sys.argv[1], engine="paddle")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_paddle_models_are_exported_and_run(tmp_path: Path) -> None:
+    """Where neither Paddle nor PaddleNLP is installed; Taskflow alone needs them."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PADDLE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not ran.returncode, ran.stderr
+    text, refusal = ran.stdout.splitlines()
+    assert text == "return a + b"
+    assert refusal.startswith("engine 'paddle' needs: pip install paddlepaddle (No module named")

@@ -57,8 +57,11 @@ def _findings(home_path: str | None) -> Iterator[Finding]:
 
     with ThreadPoolExecutor(1) as pool:  # hubs may take seconds to answer
         hubs = pool.submit(findings.hubs, home_path)
-        for look in (findings.packages, findings.processor, findings.memory, findings.gpus):
-            yield from look()
+        yield from findings.packages()
+        yield from findings.processor()
+        yield from findings.memory()
+        yield from findings.gpus()
+        yield from findings.taskflow()
         yield from findings.places(home_path)
         yield from hubs.result()
     yield from findings.engines()

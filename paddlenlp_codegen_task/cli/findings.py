@@ -19,10 +19,9 @@ from paddlenlp_codegen_task.cli.base import size_of
 from paddlenlp_codegen_task.load_options import LoadOptions
 from paddlenlp_codegen_task.model import hub
 from paddlenlp_codegen_task.model.names import DEFAULT_MODEL, PARAMETERS
-from paddlenlp_codegen_task.runtime import device
+from paddlenlp_codegen_task.runtime import cpu, device
 from paddlenlp_codegen_task.runtime.engines import MODULES
 
-CPUINFO = Path("/proc/cpuinfo")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 TRIAL_SECONDS = 180.0  # for an engine to be imported, and to export and run the built-in model
 
@@ -74,10 +73,9 @@ def packages() -> list[Finding]:
 
 def processor() -> list[Finding]:
     """The CPU, what its instructions mean for the precisions, and how much of it is ours."""
-    try:
-        about = CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return [Finding("CPU", "note", f"cannot read {CPUINFO}: {error.strerror}")]
+    about = cpu.read()
+    if not about:
+        return [Finding("CPU", "note", f"cannot read {cpu.CPUINFO}")]
     match = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
     name = match[1] if match else platform.machine()
     cores = len(os.sched_getaffinity(0))
@@ -96,11 +94,10 @@ def processor() -> list[Finding]:
 
 
 def _instructions(about: str) -> list[Finding]:
-    match = re.search(r"^flags\s*:\s*(.+)$", about, re.MULTILINE)
-    if match is None:
+    flags = cpu.flags(about)
+    if not flags:
         text = "not an x86 processor: runs where the engines do, and is not tested"
         return [Finding("CPU instructions", "note", text)]
-    flags = set(match[1].split())
     has = [
         label
         for label, names in (
@@ -122,7 +119,10 @@ def _instructions(about: str) -> list[Finding]:
             "exactness, int8_weight_only or int4 for speed with one prompt at a time"
         )
         return [Finding("CPU instructions", "note", f"{text}; no VNNI", advice)]
-    return [Finding("CPU instructions", "ok", f"{text}: all precisions run at their speed")]
+    text += ": all precisions run at their speed"
+    if faster := cpu.faster_than_fp32(flags):
+        text += f"; {faster}"
+    return [Finding("CPU instructions", "ok", text)]
 
 
 def _cpu_quota() -> float | None:
@@ -170,6 +170,19 @@ def gpus() -> list[Finding]:
         advice = "pip install onnxruntime-gpu, or 'paddlenlp_codegen_task[gpu]' for Paddle's"
         found.append(Finding("GPU", "note", "neither engine is installed for it", advice))
     return found
+
+
+def taskflow() -> list[Finding]:
+    """Whether PaddleNLP's Taskflow begins at all, where Paddle is built for GPUs."""
+    version = _version("paddlepaddle-gpu")
+    if version is None or device.cuda_devices():
+        return []
+    text = (
+        f"paddlepaddle-gpu {version} and no GPU: Taskflow goes to GPU 0 before any task of it "
+        "begins, and Paddle ends the process (exit code 255)"
+    )
+    advice = "pass device_id=-1 to Taskflow; CodeGenerator and this command line need nothing"
+    return [Finding("Taskflow", "note", text, advice)]
 
 
 def places(home_path: str | Path | None) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GRAPH_VERSION = 4  # part of an export's key: raise it with every change of the graph or its files
+GRAPH_VERSION = 5  # part of an export's key: raise it with every change of the graph or its files
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 COPY_FILE = "copy.onnx"

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from paddlenlp_codegen_task.export import quantize
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
+from paddlenlp_codegen_task.export.onnx_attention import PLAIN_OPSET, PlainAttention
 from paddlenlp_codegen_task.export.onnx_files import COPY_FILE, GRAPH_FILE, WEIGHTS_FILE
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, FusedWeights, rotary_tables
@@ -21,10 +22,15 @@ _MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 _ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped into memory
 
 
-def save_graph(weights: FusedWeights, folder: Path, precision: str) -> None:
+def save_graph(
+    weights: FusedWeights, folder: Path, precision: str, *, on_gpu: bool = False
+) -> None:
     """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
 
     Beside it goes copy.onnx, which copies a buffer of the caches into a larger one.
+
+    With `on_gpu`, for ONNX Runtime's CUDA provider: what is not float32 as a whole computes, and
+    keeps keys and values, in float16; float32 has attention from plain operators.
 
     The graph's inputs are those of `paddle_graph.step`, but for the lengths, which
     GroupQueryAttention wants as `last_positions` [B] int32 (tokens of a row with the new ones,
@@ -32,7 +38,7 @@ def save_graph(weights: FusedWeights, folder: Path, precision: str) -> None:
     again as key_present_i and value_present_i, to be bound to the same memory.
     """
     with (folder / WEIGHTS_FILE).open("wb") as file:
-        builder = _GraphBuilder(file, weights.config, precision)
+        builder = _GraphBuilder(file, weights.config, precision, on_gpu)
         model = builder.build(weights)
     (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
     (folder / COPY_FILE).write_bytes(_copy_model(builder.dtype).SerializeToString())
@@ -41,11 +47,16 @@ def save_graph(weights: FusedWeights, folder: Path, precision: str) -> None:
 class _GraphBuilder:
     """Collects nodes; writes each weight to the file as it comes."""
 
-    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str) -> None:
+    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str, on_gpu: bool) -> None:
         self._file = file
         self._config = config
         self._precision = precision
-        self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
+        half = precision == "fp16" or (on_gpu and precision != "fp32")
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self._element_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+        self._on_gpu = on_gpu
+        self._opset = _OPSET
+        self._attention = self._grouped_attention
         self._nodes: list[Any] = []
         self._tensors: list[Any] = []
 
@@ -55,12 +66,18 @@ class _GraphBuilder:
             self._weight(name, table)
         self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
         self._constant("flat", [-1, config.n_embd])
-        self._constant("row", [-1])
+        self._constant("first", np.int64(0))
         self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
         if self._precision == "int8":
+            self._constant("row", [-1])
             # -1 to 1 as 1 to 255: with signed weights, unsigned inputs take the fast path.
             self._constant("row_scale", np.float32(1 / 127))
             self._constant("row_zero", np.uint8(128))
+
+        if self._on_gpu and self._precision == "fp32":
+            self._opset = PLAIN_OPSET
+            plain = PlainAttention(self._node, self._constant, config, _MICROSOFT)
+            self._attention = plain.layer
 
         hidden, update, bias = self._embedding(weights.wte()), "", ""
         for layer in range(config.n_layer):
@@ -86,26 +103,14 @@ class _GraphBuilder:
 
         SkipLayerNormalization of the next layer adds the three.
         """
-        config, block, name = self._config, weights.block(layer), f"h{layer}_"
+        block, name = weights.block(layer), f"h{layer}_"
         normed, hidden = self._layer_norm(
             name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
         )
         fused = self._matmul(name + "w_in", normed, block.w_in)
         qkv, inner = name + "qkv", name + "inner"
         self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
-        cache = [f"key_cache_{layer}", f"value_cache_{layer}"]
-        present = [f"key_present_{layer}", f"value_present_{layer}"]
-        lengths = ["last_positions", "total_length"]
-        attention = self._node(
-            "GroupQueryAttention",
-            [qkv, "", "", *cache, *lengths, "rotary_cos", "rotary_sin"],
-            [name + "attention", *present],
-            _MICROSOFT,
-            num_heads=config.n_head,
-            kv_num_heads=config.n_head,
-            do_rotary=1,
-            rotary_interleaved=1,
-        )
+        attention = self._attention(qkv, layer)
         inner = self._node(
             "FastGelu", [inner, self._weight(name + "b_in", block.b_in)], domain=_MICROSOFT
         )
@@ -113,14 +118,33 @@ class _GraphBuilder:
         update = self._matmul(name + "w_out", mixed, block.w_out)
         return hidden, update, self._weight(name + "b_out", block.b_out)
 
+    def _grouped_attention(self, qkv: str, layer: int) -> str:
+        """GroupQueryAttention of qkv [B, T, 3 * n_embd], which appends to a layer's caches."""
+        cache = [f"key_cache_{layer}", f"value_cache_{layer}"]
+        present = [f"key_present_{layer}", f"value_present_{layer}"]
+        lengths = ["last_positions", "total_length"]
+        return self._node(
+            "GroupQueryAttention",
+            [qkv, "", "", *cache, *lengths, "rotary_cos", "rotary_sin"],
+            [f"h{layer}_attention", *present],
+            _MICROSOFT,
+            num_heads=self._config.n_head,
+            kv_num_heads=self._config.n_head,
+            do_rotary=1,
+            rotary_interleaved=1,
+        )
+
     def _logsumexp(self) -> None:
         """The largest logit less the logarithm of its softmax.
 
-        ONNX Runtime's Softmax is vectorised; its ReduceLogSumExp takes ten times as long.
+        ONNX Runtime's Softmax is vectorised; its ReduceLogSumExp takes ten times as long, and on
+        CUDA its reductions need cuDNN, which nothing else here does.
         """
         softmax = self._node("Softmax", ["logits"], axis=-1)
-        largest = (self._node("ReduceMax", [x, "row"], keepdims=0) for x in ("logits", softmax))
-        logit, probability = largest
+        best = self._node("GatherElements", [softmax, "candidate_ids"], axis=-1)
+        logit, probability = (
+            self._node("Gather", [x, "first"], axis=1) for x in ("candidates", best)
+        )
         self._node("Sub", [logit, self._node("Log", [probability])], ["logsumexp"])
 
     def _embedding(self, wte: Array) -> str:
@@ -128,7 +152,7 @@ class _GraphBuilder:
             return self._node("Gather", [self._weight("wte", wte), "token_ids"])
         values, scales = quantize.per_row(wte)
         rows = self._node("Gather", [self._weight("wte", values), "token_ids"])
-        rows = self._node("Cast", [rows], to=TensorProto.FLOAT)
+        rows = self._node("Cast", [rows], to=self._element_type)
         scale = self._node("Gather", [self._weight("wte_scales", scales), "token_ids"])
         return self._node("Mul", [rows, scale])
 
@@ -224,7 +248,6 @@ class _GraphBuilder:
 
     def _model(self) -> Any:
         config = self._config
-        floats = helper.np_dtype_to_tensor_dtype(self.dtype)
         value = helper.make_tensor_value_info
         count = min(NUM_CANDIDATES, config.vocab_size)
         inputs = [
@@ -242,10 +265,10 @@ class _GraphBuilder:
         shape: list[str | int | None] = ["rows", config.n_head, "capacity", config.head_dim]
         for layer in range(config.n_layer):
             for kind in ("key", "value"):
-                inputs.append(value(f"{kind}_cache_{layer}", floats, shape))
-                outputs.append(value(f"{kind}_present_{layer}", floats, shape))
+                inputs.append(value(f"{kind}_cache_{layer}", self._element_type, shape))
+                outputs.append(value(f"{kind}_present_{layer}", self._element_type, shape))
         graph = helper.make_graph(self._nodes, "codegen_step", inputs, outputs, self._tensors)
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(_MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 from paddlenlp_codegen_task.checks import shown, text
 
 _NAME = re.compile(r"auto|cpu|gpu(?::([0-9]{1,4}))?")
+_DRIVER = "libcuda.so.1"
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 # Limit and use of this process's memory, by version of control groups; and where they tell how much
@@ -52,6 +54,18 @@ def parse(device: str, gpus: int | None, missing: str) -> int | None:
     if gpus is not None and device_id >= gpus:
         raise ValueError(f"device: {device!r} {missing}")
     return device_id
+
+
+def cuda_devices() -> int:
+    """How many GPUs NVIDIA's driver shows this process; none where there is no driver."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
 
 
 def free_bytes(device_id: int | None) -> int | None:

@@ -32,14 +32,16 @@ class Engine(Protocol):
     def find_device(self, device: str) -> int | None:
         """Number of the GPU that `device` means, or None for the CPU; ValueError if none."""
 
-    def versions(self) -> dict[str, str]:
-        """What an export depends on beside the weights and the precision."""
+    def versions(self, device_id: int | None) -> dict[str, str]:
+        """What an export for a device depends on beside the weights and the precision."""
 
     def export_bytes(self, config: CodeGenConfig, precision: str) -> int:
         """Size of an export on disk, about."""
 
-    def export(self, weights: FusedWeights, folder: Path, precision: str) -> None:
-        """Write the graph and its weights into `folder`."""
+    def export(
+        self, weights: FusedWeights, folder: Path, precision: str, device_id: int | None
+    ) -> None:
+        """Write the graph and its weights, for a GPU or the CPU, into `folder`."""
 
     def load(
         self,
@@ -119,4 +121,8 @@ def resolve_precision(
         )
     if precision == "fp16" and device_id is None:
         raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'fp32'")
+    if precision == "int8" and device_id is not None:  # no CUDA kernel multiplies its integers
+        raise ValueError(
+            "precision 'int8' needs a CPU; on a GPU use 'int8_weight_only' or 'int4', or 'fp16'"
+        )
     return precision

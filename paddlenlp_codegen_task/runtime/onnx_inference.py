@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime import huge_pages
 from paddlenlp_codegen_task.runtime.base import StepOutput, pack
-from paddlenlp_codegen_task.runtime.cuda_graph import FixedStep
+from paddlenlp_codegen_task.runtime.cuda_graph import FixedMemory, FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import HostMemory, KVCache
 from paddlenlp_codegen_task.runtime.onnx_memory import DeviceMemory
 
 PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
+_CUDA_OPTIONS = {
+    "use_tf32": "0",  # by default fp32 is multiplied with 10 bits of fraction
+    "arena_extend_strategy": "kSameAsRequested",  # by default it takes up to twice what is needed
+}
 _SMALL_OUTPUTS = ("candidates", "candidate_ids", "logsumexp")  # wanted on the host, every step
 _DTYPES = {
     "tensor(float)": "float32",
@@ -50,14 +56,20 @@ def find_device(device: str) -> int | None:
     Raises:
         ValueError: it is none of these, or this ONNX Runtime has no CUDA provider.
     """
-    gpus = None if _CUDA in onnxruntime.get_available_providers() else 0
-    missing = "needs ONNX Runtime's CUDA provider: pip install onnxruntime-gpu, or use 'cpu'"
-    return devices.parse(device, gpus, missing)
+    if _CUDA not in onnxruntime.get_available_providers():
+        missing = "needs ONNX Runtime's CUDA provider: pip install onnxruntime-gpu, or use 'cpu'"
+        return devices.parse(device, 0, missing)
+    gpus = 0 if device == "cpu" else devices.cuda_devices()
+    return devices.parse(device, gpus, f"is no GPU here: NVIDIA's driver shows {gpus}; use 'cpu'")
 
 
-def versions() -> dict[str, str]:
-    """What an exported graph depends on beside the weights."""
-    return {"graph": str(onnx_files.GRAPH_VERSION), "onnxruntime": onnxruntime.__version__}
+def versions(device_id: int | None) -> dict[str, str]:
+    """What an exported graph for a device depends on beside the weights."""
+    return {
+        "graph": str(onnx_files.GRAPH_VERSION),
+        "onnxruntime": onnxruntime.__version__,
+        "device": "cpu" if device_id is None else "gpu",
+    }
 
 
 def export_bytes(config: CodeGenConfig, precision: str) -> int:
@@ -66,13 +78,13 @@ def export_bytes(config: CodeGenConfig, precision: str) -> int:
     return int(values * onnx_files.BYTES_PER_VALUE[precision]) + 10_000_000
 
 
-def export(weights: FusedWeights, folder: Path, precision: str) -> None:
-    """Write the graph and its weights into `folder`."""
+def export(weights: FusedWeights, folder: Path, precision: str, device_id: int | None) -> None:
+    """Write the graph and its weights, for a GPU or the CPU, into `folder`."""
     try:  # onnx is needed for this only, not to run what it wrote
         from paddlenlp_codegen_task.export import onnx_graph
     except ImportError as error:
         raise ValueError(f"exporting for ONNX Runtime needs: pip install onnx ({error})") from error
-    onnx_graph.save_graph(weights, folder, precision)
+    onnx_graph.save_graph(weights, folder, precision, on_gpu=device_id is not None)
 
 
 def load(
@@ -118,7 +130,8 @@ class OnnxRuntime:
         options.add_session_config_entry("session.x64quantprecision", "1")
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:
-            providers.insert(0, (_CUDA, {"device_id": device_id}))
+            _load_cuda()
+            providers.insert(0, (_CUDA, {"device_id": device_id, **_CUDA_OPTIONS}))
         path = str(folder / onnx_files.GRAPH_FILE)
         with huge_pages.advised():
             self._session = onnxruntime.InferenceSession(
@@ -147,6 +160,7 @@ class OnnxRuntime:
         # With CUDA graphs: a step for each number of rows, capacity and allocation of the buffers.
         self._steps: dict[tuple[int, int, int], FixedStep] | None = {} if cuda_graph else None
         self._steps_made = 0
+        self._fixed: dict[int, FixedMemory] = {}  # what they read and write, by rows
         self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
 
     def forward(
@@ -183,6 +197,7 @@ class OnnxRuntime:
         """Free the model and its buffers."""
         self._session = self._binding = None
         self._outputs.clear()
+        self._fixed.clear()
         if self._steps is not None:
             self._steps.clear()
         self.cache.clear()
@@ -228,14 +243,12 @@ class OnnxRuntime:
             # Of buffers that are gone, nothing is to be run any more.
             self._steps = {k: one for k, one in self._steps.items() if k[2] == key[2]}
             self._steps_made += 1
-            self._steps[key] = FixedStep(
-                self._bound_caches(0, rows),
-                self._device,
-                rows,
-                self.cache.capacity,
-                self._output_shapes(rows),
-                str(self._steps_made),
-            )
+            few = self._steps_made <= cuda_graphs.MOST_GRAPHS
+            graph_id = str(self._steps_made) if few else cuda_graphs.NO_CAPTURE
+            if rows not in self._fixed:
+                self._fixed[rows] = FixedMemory(self._device, rows, self._output_shapes(rows))
+            binding = self._bound_caches(0, rows)
+            self._steps[key] = FixedStep(binding, self._fixed[rows], self.cache.capacity, graph_id)
         return self._steps[key]
 
     def _bound_caches(self, slot: int, rows: int) -> Any:
@@ -258,10 +271,22 @@ def _capturing(providers: list[Any]) -> list[Any]:
     ]
 
 
+def _load_cuda() -> None:
+    """Load CUDA's libraries from where pip installs them, which the system's loader does not know.
+
+    What is missing is printed: to standard error, as results may go to standard output.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
+
+
 def _check_provider(session: Any, device_id: int | None) -> None:
     """ONNX Runtime goes on without a GPU that it cannot use; say so instead."""
     if device_id is not None and session.get_providers()[0] != _CUDA:
-        raise RuntimeError(f"ONNX Runtime cannot use GPU {device_id}; use device='cpu'")
+        raise RuntimeError(
+            f"ONNX Runtime cannot use GPU {device_id}: see what it has said, and whether CUDA's "
+            "libraries are there (pip install 'onnxruntime-gpu[cuda]'); or use device='cpu'"
+        )
 
 
 def _inputs(session: Any) -> list[tuple[str, list[int | None], str]]:

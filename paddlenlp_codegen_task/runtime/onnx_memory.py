@@ -13,6 +13,8 @@ import onnxruntime
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.kv_cache import Buffer, Place
 
+_MOST_VALUES = 1 << 30  # of one run: the CUDA kernel counts them in 32 bits
+
 
 class DeviceMemory:
     """Buffers in device memory: see kv_cache.Memory.
@@ -40,8 +42,24 @@ class DeviceMemory:
 
     def zeros(self, tokens: int) -> Buffer:
         """See Memory."""
-        values = np.zeros(tokens * self._heads * self._head_dim, self._dtype)
-        return onnxruntime.OrtValue.ortvalue_from_numpy(values, *self._device)
+        width = self._heads * self._head_dim  # of a token
+        buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            [tokens * width], self._dtype, *self._device
+        )
+        # Padding of one zero, written by the device: from the host, gigabytes would take seconds.
+        part = max(1, _MOST_VALUES // width)
+        for first in range(0, tokens, part):
+            count = min(part, tokens - first)
+            pads = np.array([0, 0, 0, 0, 0, self._heads, count, self._head_dim], np.int64)
+            pads[5:] -= 1
+            binding = self._copier.io_binding()
+            binding.bind_cpu_input("pads", pads)
+            binding.bind_cpu_input("x", np.zeros((1, 1, 1, 1), self._dtype))
+            shape = 1, self._heads, count, self._head_dim
+            at = self.address(buffer) + first * width * self.itemsize
+            binding.bind_output("y", *self._device, self._dtype, shape, at)
+            self._copier.run_with_iobinding(binding)
+        return buffer
 
     def address(self, buffer: Buffer) -> int:
         """Where a buffer begins."""

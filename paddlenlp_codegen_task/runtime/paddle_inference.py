@@ -40,8 +40,8 @@ def find_device(device: str) -> int | None:
     return devices.parse(device, gpus, f"is no GPU here: this Paddle {seen}; use 'cpu'")
 
 
-def versions() -> dict[str, str]:
-    """What an exported graph depends on beside the weights."""
+def versions(device_id: int | None) -> dict[str, str]:
+    """What an exported graph depends on beside the weights; not on the device."""
     return {"graph": str(paddle_graph.GRAPH_VERSION), "paddle": paddle.__version__}
 
 
@@ -51,8 +51,8 @@ def export_bytes(config: CodeGenConfig, precision: str) -> int:
     return values * int(np.dtype(DTYPES[precision]).itemsize) + 10_000_000
 
 
-def export(weights: FusedWeights, folder: Path, precision: str) -> None:
-    """Write the graph and its weights into `folder`."""
+def export(weights: FusedWeights, folder: Path, precision: str, device_id: int | None) -> None:
+    """Write the graph and its weights, the same for every device, into `folder`."""
     paddle_graph.save_graph(weights, folder, DTYPES[precision])
 
 

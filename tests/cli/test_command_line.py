@@ -195,7 +195,9 @@ def test_nothing_but_results_on_standard_output(engine: str, tmp_path: Path):
     first, second = run(*arguments), run(*arguments)
     assert (first.returncode, second.returncode) == (0, 0)
     [line] = first.stderr.splitlines()
-    assert re.fullmatch("paddlenlp-codegen: exporting .*builtin to a static graph", line)
+    assert re.fullmatch(
+        "paddlenlp-codegen: exporting .*builtin to a static graph in fp32, .*", line
+    )
     assert second.stderr == ""
     options: Any = {"engine": engine, "num_threads": 1, "home_path": tmp_path}
     with CodeGenerator.from_pretrained("builtin", **options) as generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,39 @@ def test_a_gpu_that_is_missing(name: str, gpus: int) -> None:
 def test_names_that_are_none(name: str, gpus: int | None) -> None:
     with pytest.raises(ValueError, match=r"^device must be 'auto', 'cpu', 'gpu' or 'gpu:N', got"):
         device.parse(name, gpus, MISSING)
+
+
+# GPUs that the driver shows
+
+
+class Driver:
+    """NVIDIA's driver, which answers with a status and a number."""
+
+    def __init__(self, gpus: int, status: int = 0) -> None:
+        self._gpus, self._status = gpus, status
+
+    def cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return self._status
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self._gpus
+        return 0
+
+
+def test_gpus_that_the_driver_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for driver, expected in ((Driver(2), 2), (Driver(0), 0), (Driver(2, status=100), 0)):
+        monkeypatch.setattr(
+            device.ctypes, "CDLL", lambda name, driver=driver: asked.append(name) or driver
+        )
+        assert device.cuda_devices() == expected
+    assert asked == ["libcuda.so.1"] * 3
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_DRIVER", "libcuda-that-is-not-here.so.1")
+    assert device.cuda_devices() == 0
 
 
 # Free memory of the host

@@ -39,6 +39,19 @@ def test_on_a_cpu() -> None:
     assert engines.choose("auto", "auto", "auto", False, CONFIG)[0] == "paddle"  # eagerly
 
 
+def test_precisions_of_a_gpu() -> None:
+    onnx = engines.load_engine("onnxruntime")
+
+    def resolved(precision: str, device_id: int | None) -> str:
+        return engines.resolve_precision(precision, device_id, "onnxruntime", onnx)
+
+    assert (resolved("auto", None), resolved("auto", 0)) == ("fp32", "fp16")
+    for precision in ("fp32", "fp16", "int8_weight_only", "int4"):
+        assert resolved(precision, 0) == precision
+    with pytest.raises(ValueError, match=r"^precision .int8. needs a CPU; on a GPU use"):
+        resolved("int8", 0)
+
+
 def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     for missing in ("onnx", "onnxruntime"):

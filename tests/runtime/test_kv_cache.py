@@ -17,6 +17,7 @@ from paddlenlp_codegen_task.export import onnx_files, onnx_graph
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
+from paddlenlp_codegen_task.runtime import onnx_memory
 from paddlenlp_codegen_task.runtime.kv_cache import (
     MIN_CAPACITY,
     STEP,
@@ -534,6 +535,18 @@ def memory(request: pytest.FixtureRequest, copier: Path) -> Memory:
     if request.param == "paddle":
         return PaddleMemory(CONFIG, "float32", "cpu")
     return HostMemory(CONFIG, np.float16 if request.param == "float16" else np.float32)
+
+
+def test_new_buffers_are_zeros(memory: Memory, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_memory, "_MOST_VALUES", 7 * CONFIG.n_embd)  # tokens at a time
+    cache = KVCache(CONFIG, memory)
+    cache.write(0, block(30))
+    cache.clear()  # as what comes next may lie where this was
+    cache.reserve(2, 30)
+    for slot in range(2):
+        found = np.stack(cache.read(slot, 0, cache.capacity))
+        assert found.shape == (BUFFERS, CONFIG.n_head, cache.capacity, CONFIG.head_dim)
+        assert not found.any()
 
 
 def test_what_was_read_is_a_copy(memory: Memory):

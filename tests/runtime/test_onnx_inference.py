@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from byte_tokenizer import write_byte_tokenizer
 from checkpoints import write_safetensors
@@ -18,7 +20,8 @@ from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import onnx_inference
+from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
+from paddlenlp_codegen_task.runtime import device, onnx_inference
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput, decode, prefill
 from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
 from paddlenlp_codegen_task.runtime.onnx_inference import OnnxRuntime, find_device
@@ -312,6 +315,101 @@ def test_devices() -> None:
     assert find_device("auto") is None
 
 
+def test_devices_of_a_build_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the CUDA provider wherever it is installed: the driver says whether there is a GPU."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    for gpus, expected in ((0, None), (1, 0), (2, 0)):
+        monkeypatch.setattr(device, "cuda_devices", lambda gpus=gpus: gpus)
+        assert find_device("auto") == expected
+        assert find_device("cpu") is None
+    assert find_device("gpu:1") == 1
+    with pytest.raises(ValueError, match=r"^device: 'gpu:2' is no GPU here: .* shows 2; use 'cpu'"):
+        find_device("gpu:2")
+
+
+ON_GPU = ("fp32", "fp16", "int8_weight_only", "int4")
+# What ONNX Runtime's CUDA provider (1.31.1) runs, by the types it is asked for here, without cuDNN.
+CUDA_OPERATORS = {
+    *("Add", "Cast", "Concat", "ConstantOfShape", "CumSum", "FastGelu", "Gather", "GatherElements"),
+    *("GroupQueryAttention", "LayerNormalization", "LessOrEqual", "Log", "MatMul", "MatMulNBits"),
+    *("Max", "Mul", "Reshape", "RotaryEmbedding", "Shape", "SkipLayerNormalization", "Softmax"),
+    *("Split", "Sub", "TensorScatter", "TopK", "Transpose", "Unsqueeze", "Where"),
+}
+
+
+@pytest.mark.parametrize("precision", ON_GPU)
+def test_graphs_for_a_gpu(precision: str, weights: FusedWeights, tmp_path: Path) -> None:
+    """They compute the same, here on the CPU provider, from operators that CUDA has."""
+    onnx_graph.save_graph(weights, tmp_path, precision, on_gpu=True)
+    test_logits((precision, tmp_path), weights, cuda_graph=True)
+    test_logits_of_every_token((precision, tmp_path), weights)
+    model = onnx.load(str(tmp_path / onnx_files.GRAPH_FILE), load_external_data=False)
+    operators = {node.op_type for node in model.graph.node}
+    assert operators <= CUDA_OPERATORS
+    # Its kernel there is for 16 bits; in 32, each buffer would go to the host and back.
+    kinds = {one.type.tensor_type.elem_type for one in model.graph.input if "cache" in one.name}
+    halves = kinds == {onnx.TensorProto.FLOAT16}
+    assert halves is ("GroupQueryAttention" in operators) is (precision != "fp32")
+
+
+def test_an_export_says_which_device_it_is_for(
+    checkpoint: Path, home_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with generator(checkpoint, home_path, precision="int4") as model:
+        for_cpu, text = model.folder, model.generate("x", max_length=4)
+    seen: list[int | None] = []
+    load = onnx_inference.load
+
+    def on_the_cpu(folder: Path, config: CodeGenConfig, device_id: int | None, *rest: Any) -> Any:
+        seen.append(device_id)
+        return load(folder, config, None, *rest)
+
+    monkeypatch.setattr(onnx_inference, "load", on_the_cpu)
+    with monkeypatch.context() as with_gpu:
+        with_gpu.setattr(
+            onnx_inference, "find_device", lambda device: None if device == "cpu" else 0
+        )
+        with generator(checkpoint, home_path, precision="int4", device="gpu") as model:
+            for_gpu = model.folder
+        assert for_gpu != for_cpu
+        assert seen == [0, 0]  # to check it, and to run it
+        with CodeGenerator.from_export(for_gpu):
+            assert seen.pop() == 0
+        greedy = {"decode_strategy": "greedy_search", "truncation": None}
+        with CodeGenerator.from_export(for_cpu, **greedy) as model:
+            assert seen.pop() is None
+            assert model.generate("x", max_length=4) == text
+        with pytest.raises(store.ExportError, match="for device cpu, but this is gpu: export agai"):
+            CodeGenerator.from_export(for_cpu, device="gpu")
+    with pytest.raises(store.ExportError, match="for device gpu, but this is cpu: export again"):
+        CodeGenerator.from_export(for_gpu)
+
+
+def test_no_more_graphs_are_captured_than_a_session_may_keep(
+    weights: FusedWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids: list[str] = []
+    options = cuda_graphs.run_options
+    monkeypatch.setattr(
+        cuda_graphs, "run_options", lambda graph_id: (ids.append(graph_id), options(graph_id))[1]
+    )
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    onnx_graph.save_graph(weights, tmp_path, "fp32", on_gpu=True)
+    runtime = OnnxRuntime(tmp_path, CONFIG, None, 1, cuda_graph=True)
+    assert ids == [cuda_graphs.NO_CAPTURE]
+    sequences = [tokens(n, 5) for n in range(3)]
+    prefill(runtime, 0, sequences)
+    for rows in (3, 2, 1, 3):
+        new = tokens(rows, rows)
+        sequences = [[*old, token] for old, token in zip(sequences, new, strict=False)] + (
+            sequences[rows:]
+        )
+        assert_logits("fp32", weights, decode(runtime, new).logits(), sequences[:rows])
+    assert ids[1:] == ["1", "2", cuda_graphs.NO_CAPTURE]
+    runtime.close()
+
+
 class Session:
     """As much of an inference session as tells which providers it runs on."""
 
@@ -323,7 +421,7 @@ def test_a_gpu_that_cannot_be_used_is_said_so() -> None:
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     onnx_inference._check_provider(Session(cuda, cpu), 0)
     onnx_inference._check_provider(Session(cpu), None)
-    with pytest.raises(RuntimeError, match="cannot use GPU 1; use device='cpu'"):
+    with pytest.raises(RuntimeError, match=r"cannot use GPU 1: .*\[cuda\]'\); or use device='cpu'"):
         onnx_inference._check_provider(Session(cpu), 1)
 
 

@@ -198,7 +198,7 @@ def test_logits_of_every_token(runtime: Runtime, expected: Expected):
 def runtimes_of(tensors: dict[str, np.ndarray], folder: Path) -> list[Runtime]:
     """A static and an eager one."""
     weights = weights_of(CONFIG, tensors)
-    paddle_inference.export(weights, folder, "fp32")
+    paddle_inference.export(weights, folder, "fp32", None)
     static = paddle_inference.load(folder, CONFIG, None, 1, "fp32", False)
     return [static, paddle_inference.load_eager(weights, None, 1, "fp32")]
 

@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -39,6 +41,10 @@ PROMPTS = ["def f(x):\n    return", "x =", "class Queue:\n    def push(self, ite
 GREEDY = {"decode_strategy": "greedy_search", "max_length": 20, "truncation": None}
 
 
+# Where Taskflow would end the process: test_taskflow_without_a_device says how.
+NO_GPU_FOR_PADDLE = paddle.is_compiled_with_cuda() and not paddle.device.cuda.device_count()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _no_statistics() -> Iterator[None]:
     """PaddleNLP tells its server, once a process, which task is used."""
@@ -53,6 +59,8 @@ def codegen(home_path: Path) -> Any:
 
 
 def make(home_path: Path, **options: object) -> Any:
+    if NO_GPU_FOR_PADDLE:
+        options["device_id"] = -1
     return Taskflow("code_generation", home_path=str(home_path), num_threads=1, **options)
 
 
@@ -79,6 +87,15 @@ def test_taskflow(codegen: Any, home_path: Path, tmp_path: Path) -> None:
     assert static(PROMPTS, **GREEDY) == texts
     with pytest.raises(ValueError, match="temperature must be above 0"):
         codegen("x", temperature=0)
+
+
+@pytest.mark.skipif(not NO_GPU_FOR_PADDLE, reason="needs a Paddle for GPUs, and no GPU")
+def test_taskflow_without_a_device() -> None:
+    """PaddleNLP goes to GPU 0 before the task begins, and Paddle ends the process; docs say so."""
+    code = 'import paddlenlp_codegen_task, paddlenlp; paddlenlp.Taskflow("code_generation")'
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 255
+    assert "no GPU detected" in ran.stdout + ran.stderr
 
 
 def test_python_is_completed_to_the_end_of_the_function(codegen: Any) -> None:
@@ -161,8 +178,52 @@ def test_float16_graph(checkpoint: Path, tmp_path: Path) -> None:
     values = sum(math.prod(shape) for name, shape in shapes.items() if "ln_" not in name)
     if builds:
         assert sizes["float32"] - sizes["float16"] == 2 * values
+        if paddle.__version__.startswith("2."):
+            with paddle_graph.paddle_mode(static=True):
+                assert_float16_program(tmp_path / "float16")
     else:
         assert sizes.keys() == {"float32"}
+
+
+def assert_float16_program(folder: Path) -> None:
+    """What its files say, read back by Paddle: types, shapes, and that buffers are written to."""
+    program = paddle.static.deserialize_program((folder / "model.pdmodel").read_bytes())
+    block = program.global_block()
+    shapes = paddle_graph.parameter_shapes(CONFIG)
+    weights = {name: block.var(name) for name in shapes}
+    for name, weight in weights.items():
+        assert list(weight.shape) == shapes[name]
+        narrow = paddle.float32 if "ln_" in name else paddle.float16
+        assert weight.dtype == narrow
+    caches = []
+    for name, shape, dtype in paddle_graph.inputs(CONFIG, "float16"):
+        found = block.var(name)
+        assert [None if size < 0 else size for size in found.shape] == shape
+        assert found.dtype == getattr(paddle, dtype)
+        caches += [name] * ("cache" in name)
+    assert len(caches) == 2 * CONFIG.n_layer
+    writes = [op for op in block.ops if op.type == "scatter"]
+    assert [op.input("X") for op in writes] == [op.output("Out") for op in writes]
+    assert sorted(op.input("X")[0] for op in writes) == sorted(caches)
+    scores = [op for op in block.ops if op.type == "softmax"]
+    assert {block.var(op.input("X")[0]).dtype for op in scores} == {paddle.float32}
+
+    # The parameters, in the order that Paddle loads them in: of their names.
+    scope, read = paddle.static.Scope(), paddle.static.Program()
+    with paddle.static.scope_guard(scope):
+        for name, weight in weights.items():
+            read.global_block().create_var(
+                name=name, shape=weight.shape, dtype=weight.dtype, persistable=True
+            )
+        read.global_block().append_op(
+            type="load_combine",
+            outputs={"Out": sorted(weights)},
+            attrs={"file_path": str(folder / paddle_graph.PARAMETERS_FILE)},
+        )
+        paddle.static.Executor(paddle.CPUPlace()).run(read)
+        loaded = {name: np.array(scope.find_var(name).get_tensor()) for name in weights}
+    assert {name: list(value.shape) for name, value in loaded.items()} == shapes
+    assert {str(value.dtype) for name, value in loaded.items() if "ln_" not in name} == {"float16"}
 
 
 # PaddleNLP's SimpleServer
