@@ -236,6 +236,7 @@ def scaled(options: argparse.Namespace, work: Path, workers: int) -> dict[str, A
     if (summary.completed, summary.refused) != (rows, 0):
         raise SystemExit(f"scaling: {summary}")
     all_there = next((one for one in samples if one[3] >= workers), samples[0])
+    samples.append((ended, rows, resident(), workers))
     memory = [
         next(size for _, done, size, _ in samples if done >= rows * part)
         for part in (0.1, 0.5, 0.9)

@@ -26,6 +26,10 @@ class File:
         """Whether other machines can read it, too."""
         return isinstance(self.where, str)
 
+    def absolute(self) -> File:
+        """The same, for a process that is in another folder."""
+        return File(self.where.absolute()) if isinstance(self.where, Path) else self
+
     def open(self) -> io.BufferedReader:
         """Open it.
 

@@ -62,7 +62,7 @@ class Source:
             return cls._of_tables(_parts(path, path.iterdir) if path.is_dir() else [File(path)])
         if path.is_dir():
             identity, count = _of_folder(path)
-            return cls(identity, count, partial(_pieces_of_folder, path))
+            return cls(identity, count, partial(_pieces_of_folder, path.absolute()))
         return cls._of_lines(File(path))
 
     @classmethod
@@ -91,7 +91,9 @@ class Source:
     @classmethod
     def _of_lines(cls, file: File) -> Source:
         identity, count, starts = _of_lines(file)
-        return cls(identity, count, partial(_pieces_of_lines, file, starts), file.is_anywhere)
+        return cls(
+            identity, count, partial(_pieces_of_lines, file.absolute(), starts), file.is_anywhere
+        )
 
     @classmethod
     def _of_tables(cls, files: list[File]) -> Source:

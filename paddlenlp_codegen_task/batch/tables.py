@@ -39,7 +39,7 @@ def read(files: Sequence[File]) -> tuple[str, list[Callable[[], Iterator[Row | R
                 if name not in FIELDS:
                     raise ValueError(f"{one.where}: unknown column {checks.shown(name)}: {KNOWN}")
             for group in range(table.num_row_groups):
-                pieces.append(partial(_rows, one, group, count + 1))
+                pieces.append(partial(_rows, one.absolute(), group, count + 1))
                 count += table.metadata.row_group(group).num_rows
     identity = digests[0] if len(digests) == 1 else _digest("".join(digests))
     return identity, pieces, count

@@ -62,8 +62,8 @@ class Shipped:
         """Offer an export to workers; nothing is sent before one asks."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(Files).options(num_cpus=0, scheduling_strategy=here)
-        files = actor.remote(model.folder)
-        return cls(model.name, model.folder, store.read_manifest(model.folder), files)
+        folder = model.folder.absolute()  # workers are in folders of their own
+        return cls(model.name, folder, store.read_manifest(folder), actor.remote(folder))
 
     def here(self, options: LoadOptions) -> Path:
         """The export on this node: in place, or in its store, where it is written only once.
@@ -145,4 +145,9 @@ def loading(
         )
     found = find_export(model, settings.load)
     pool = Pool.of(workers, settings.load.num_threads, found.on_gpu)
-    return found, Loading(Shipped.of(found), options, pool)
+    for_workers = dict(options)  # which are in folders of their own
+    if settings.load.home_path is not None:
+        for_workers["home_path"] = os.path.abspath(settings.load.home_path)
+    if settings.draft_model is not None and os.path.isdir(settings.draft_model):
+        for_workers["draft_model"] = os.path.abspath(settings.draft_model)
+    return found, Loading(Shipped.of(found), for_workers, pool)

@@ -145,12 +145,13 @@ def test_a_run_that_is_stopped_or_killed_is_gone_on_with(
     source.write_text("\n".join(map(json.dumps, rows)))
     options: dict[str, Any] = {"seed": 3, "max_length": 12, "truncation": None}
     options["allow_special_tokens"] = False
-    command = [sys.executable, "-m", "paddlenlp_codegen_task", "batch", str(source), str(out)]
-    command += ["--model=builtin", f"--home-path={home_path}", "--num-threads=1", "--seed=3"]
+    command = [sys.executable, "-m", "paddlenlp_codegen_task", "batch", source.name, out.name]
+    home = os.path.relpath(home_path, tmp_path)  # the workers are in folders of their own
+    command += ["--model=builtin", f"--home-path={home}", "--num-threads=1", "--seed=3"]
     command += ["--max-length=12", "--no-truncation", f"--ray={cluster.address}", "--ray-workers=1"]
     count = 0
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
             assert child.stderr is not None
             try:
                 until(partial(has_lines, out, count + 10), PATIENCE)
