@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, told
+from paddlenlp_codegen_task.cli.base import bytes_of, ended_by_signals, log, output, told
 from paddlenlp_codegen_task.cli.loading import load
 from paddlenlp_codegen_task.cli.options import with_options
 from paddlenlp_codegen_task.cli.ray import PANEL, Address
@@ -262,13 +262,14 @@ def _serve_on_ray(
             raise ValueError("port must be given with --ray: every node listens at it")
         public = host not in _LOOPBACK
         _check_key(host, public, settings, no_api_key)
+        results = output()  # of this command: while Ray is there, it has standard output
         with cluster.connected(address):
             built = application.build(loading, settings, replicas, log_level)
             # Again, as Ray has taken SIGTERM.
             with ended_by_signals(), running.deployed(built, host, port):
                 _say_who(public, settings)
                 name = loading.get("model", "the default model")
-                typer.echo(f"serving {name} on {address} at http://{host}:{port}")
+                typer.echo(f"serving {name} on {address} at http://{host}:{port}", file=results)
                 running.wait()
 
 
