@@ -93,12 +93,11 @@ $(VENV)/run.done: setup.py
 	$(BIN)/pip install --quiet -e ".[cpu]"
 	touch $@
 
-# The newest pip finds the versions that go together in a third of the time; it compiles one file
-# after another, so that is left to the next line. Some packages ship files that are no Python.
+# The newest pip finds the versions that go together in a third of the time. What is imported is
+# compiled then, and that is a small part.
 $(VENV)/dev.done: setup.py
 	$(PYTHON) -m venv --upgrade-deps $(VENV)
 	$(BIN)/pip install --quiet --no-compile -e ".[cpu,dev]"
-	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@
 
 $(VENV)/benchmark.done: setup.py
@@ -113,8 +112,7 @@ $(VENV)/benchmark.done: setup.py
 	.venv-$*/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
-# After the other: both installations write what this package is called and needs. By its pip; what is
-# imported is compiled then, and that is a small part.
+# After the other: both installations write what this package is called and needs. By its pip.
 $(VENV26)/dev.done: setup.py | $(VENV)/dev.done
 	$(PYTHON) -m venv --without-pip $(VENV26)
 	$(BIN)/pip --python $(VENV26)/bin/python install --quiet --no-compile -e ".[paddle26-cpu]" pytest
