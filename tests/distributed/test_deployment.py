@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -82,6 +83,8 @@ def deployed(home_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         try:
             assert process.stdout is not None
+            ready, _, _ = select.select([process.stdout], [], [], 3 * PATIENCE)
+            assert ready, log.read_text()
             line = process.stdout.readline()
             url = f"http://127.0.0.1:{port}"
             assert line == f"serving builtin on {cluster.address} at {url}\n", log.read_text()
