@@ -26,7 +26,7 @@ lint: $(VENV)/dev.done
 # end some of the other's tests: with whole files only, one would wait for the other's last.
 JOBS ?= 2
 suite: $(VENV)/dev.done
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=30
 
 smoke-paddle26: $(VENV26)/dev.done
 	$(VENV26)/bin/pytest tests/smoke
