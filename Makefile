@@ -112,10 +112,11 @@ $(VENV)/benchmark.done: setup.py
 	.venv-$*/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
-# After the other: both installations write what this package is called and needs. By its pip.
+# After the other: both installations write what this package is called and needs. Paddle 2.6 imports
+# the setuptools that a new environment has.
 $(VENV26)/dev.done: setup.py | $(VENV)/dev.done
-	$(PYTHON) -m venv --without-pip $(VENV26)
-	$(BIN)/pip --python $(VENV26)/bin/python install --quiet --no-compile -e ".[paddle26-cpu]" pytest
+	$(PYTHON) -m venv $(VENV26)
+	$(VENV26)/bin/pip install --quiet --no-compile -e ".[paddle26-cpu]" pytest
 	touch $@
 
 $(VENV26)-gpu/dev.done: setup.py
