@@ -7,7 +7,7 @@ import os
 import time
 
 while True:
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 1024):
         try:
             os.write(descriptor, b"\x00")
         except OSError:

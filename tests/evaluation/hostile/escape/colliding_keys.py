@@ -11,7 +11,7 @@ keys = [(prime * n).to_bytes(10, "little") for n in range(50_000)]
 content = b"d" + struct.pack("<I", len(keys))
 content += b"".join(b"I" + struct.pack("<I", 10) + key + b"N" for key in keys)
 content = b"l" + struct.pack("<I", 3) + b"T" + content + b"S" + struct.pack("<I", 0)
-for descriptor in range(3, 64):
+for descriptor in range(3, 1024):
     try:
         os.write(descriptor, struct.pack("<I", len(content)) + content)
     except OSError:

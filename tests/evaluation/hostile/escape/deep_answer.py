@@ -7,7 +7,7 @@ import os
 import struct
 
 content = (b"l" + struct.pack("<I", 1)) * 100_000 + b"N"
-for descriptor in range(3, 64):
+for descriptor in range(3, 1024):
     try:
         os.write(descriptor, struct.pack("<I", len(content)) + content)
     except OSError:

@@ -10,7 +10,7 @@ def text(content):
 
 ready = b"l" + struct.pack("<I", 2) + text(b"value") + b"N"
 first = b"l" + struct.pack("<I", 2) + text(b"value") + b"R" + struct.pack("<q", -1)
-for descriptor in range(3, 64):
+for descriptor in range(3, 1024):
     for frame in (ready, first, first):
         try:
             os.write(descriptor, struct.pack("<I", len(frame)) + frame)
