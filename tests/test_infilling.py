@@ -40,6 +40,16 @@ def generator(folder: Path, home_path: Path) -> Iterator[CodeGenerator]:
 
 
 @pytest.fixture(scope="module")
+def suffix_first(
+    tmp_path_factory: pytest.TempPathFactory, home_path: Path
+) -> Iterator[CodeGenerator]:
+    folder = write_infilling_model(tmp_path_factory.mktemp("suffix_first"), suffix_first=True)
+    options: dict[str, Any] = {"engine": "onnxruntime", "precision": "fp32", "device": "cpu"}
+    with CodeGenerator.from_pretrained(folder, home_path=home_path, **options) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
@@ -65,7 +75,40 @@ def test_the_prompt_is_the_model_cards(folder: Path, tokenizer: Tokenizer):
     assert tokenizer.token_id("<mask_9999>") is None
 
 
-def test_middles_are_transformers(generator: CodeGenerator, theirs: Any, tokenizer: Tokenizer):
+def test_the_suffix_comes_first_where_a_token_says_so(suffix_first: CodeGenerator):
+    tokenizer = suffix_first.tokenizer
+    prompt = f"<suffix_first>{SUFFIX}<sep>{PREFIX}"
+    infilling = Infilling.of(tokenizer)
+    assert infilling is not None
+    found = infilling.prompt(tokenizer.encode(PREFIX), tokenizer.encode(SUFFIX), 100)
+    assert found == tokenizer.encode(prompt)
+    many, few = list(range(100, 200)), list(range(300, 310))
+    assert infilling.cut(many, many, 64) == (many[-31:], many[:31])
+    assert infilling.cut(many, few, 64) == (many[-52:], few)
+    long = "x = 1\n" * 100
+    with pytest.raises(ValueError, match=r"prompt 0 has .* only 116 fit the context of 128"):
+        suffix_first.infill(long, SUFFIX, **GREEDY)
+    [cut] = suffix_first.infill(long, long, prompt_overflow="truncate_left", **GREEDY)
+    assert cut.prompt_tokens == 128 - 12
+
+
+def test_what_was_typed_before_a_middle_is_healed(suffix_first: CodeGenerator):
+    options: dict[str, Any] = {**GREEDY, "token_healing": True}
+    tokenizer = suffix_first.tokenizer
+    for prefix in ("def add(a, b):\n    ret", "import nump", "x = 1\n    "):
+        [healed] = suffix_first.infill(prefix, SUFFIX, **options)
+        prompt = f"<suffix_first>{SUFFIX}<sep>{prefix}"
+        [[same]] = suffix_first.generate(prompt, truncation=None, **options)
+        assert healed.text == same.text
+        assert healed.prompt_tokens == same.prompt_tokens < len(tokenizer.encode(prompt))
+    [nothing] = suffix_first.infill("", SUFFIX, **options)  # the frame is not text
+    assert nothing == suffix_first.infill("", SUFFIX, **GREEDY)[0]
+
+
+@pytest.mark.parametrize("name", ["generator", "suffix_first"])
+def test_middles_are_transformers(request: pytest.FixtureRequest, theirs: Any, name: str):
+    generator: CodeGenerator = request.getfixturevalue(name)
+    tokenizer = generator.tokenizer
     infilling = Infilling.of(tokenizer)
     assert infilling is not None
     for prefix, suffix in ((PREFIX, SUFFIX), ("", SUFFIX), (PREFIX, ""), ("x = ", "  # é汉\n")):

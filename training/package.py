@@ -11,7 +11,7 @@ from model import LAYER_NORM_EPSILON, CodeGen, Shape, to_hugging_face
 from safetensors.torch import save_file
 from transformers import CodeGenConfig, CodeGenForCausalLM, CodeGenTokenizer, CodeGenTokenizerFast
 
-from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, MASK, SEPARATOR
+from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, SEPARATOR, SUFFIX_FIRST
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
@@ -31,7 +31,7 @@ or a test needs no download. For real work use Salesforce/codegen-350M-mono or l
 - Trained on {tokens:.1f} M tokens of Python's standard library and of packages under MIT, BSD,
   Apache and PSF licences: `training/CORPUS.md` lists them, with those that were held out.
 - Refined in {rounds} rounds by what Python's parser says of its completions.
-- Its tokenizer has CodeGen2's tokens for infilling: <mask_1>, <sep> and <eom>.
+- Learnt to infill, suffix first: its tokenizer has <suffix_first>, <sep> and <eom> for that.
 - Made by the scripts in `training/`, which say how.
 """
 
@@ -60,7 +60,7 @@ def check(folder: Path, ours: CodeGen) -> None:
     """Raise unless transformers loads `folder` and gives our logits."""
     theirs = CodeGenForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
     text = "def area(r):\n    import math\n    return math.pi * r ** 2\n\n\n\t\tclass Ünïcode:\n"
-    text += f"    {MASK}\n        return x{END_OF_MIDDLE}{SEPARATOR}{MASK} {SEPARATOR} y"
+    text += f"    {SUFFIX_FIRST}\n        return x{END_OF_MIDDLE}{SEPARATOR} {SEPARATOR} y"
     encoded = CodeGenTokenizer.from_pretrained(folder).encode(text)
     fast = CodeGenTokenizerFast.from_pretrained(folder)
     same = fast.encode(text) == encoded == Tokenizer.from_folder(folder).encode(text)

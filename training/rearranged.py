@@ -1,13 +1,14 @@
-"""Windows rearranged for infilling: before, after, then the middle, in the package's own format.
+"""Windows rearranged for infilling: after, before, then the middle, in the package's own format.
 
 A window is cut into spans, none across the end of a document, and each becomes an infilling of its
 own: text before a hole, text after it, and what was in the hole. A hole is mostly a line or a few,
-as an editor asks for them; it begins and ends at characters, and the three texts are encoded each
-by itself, since that is how `CodeGenerator.infill` will encode them.
+as an editor asks for them; it begins and ends at characters. What is before it and the middle are
+encoded each by itself in half of them, as `CodeGenerator.infill` encodes them, and together in the
+others, as token healing makes it.
 
-Not every token of it is learnt: where a hole is, where the text was cut off, and the frame are told
-to the model, and a model that had learnt to predict them would write them into ordinary text. The
-middle weighs more than the rest, for it is a small part of all tokens.
+Not every token of it is learnt: where the text was cut off, and the frame, are told to the model,
+and a model that had learnt to predict them would write them into ordinary text. The middle weighs
+more than the rest, for it is a small part of all tokens.
 """
 
 import numpy as np
@@ -16,12 +17,12 @@ from paddlenlp_codegen_task.model.infilling import Infilling
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 SHORTEST = 48  # tokens of a span, unless its document is shorter
-FRAME = 5  # tokens of an infilling beside its three texts
+FRAME = 3  # tokens of an infilling beside its three texts
 ROOM = 24  # tokens that an infilling is worth making in; what is left of a window stays as it is
 MIDDLE_WEIGHT = 3.0
 # Kinds of hole and their shares.
 LINES, END_OF_LINE, CHARACTERS, NOTHING = "lines", "end of line", "characters", "nothing"
-KINDS = {LINES: 0.6, END_OF_LINE: 0.2, CHARACTERS: 0.13, NOTHING: 0.07}
+KINDS = {LINES: 0.65, END_OF_LINE: 0.2, CHARACTERS: 0.14, NOTHING: 0.01}
 COUNTS = {1: 0.7, 2: 0.2, 3: 0.1}  # of lines
 LONGEST_RUN = 120  # characters of a hole that is any run of them
 
@@ -56,7 +57,7 @@ class Rearranged:
 
     def __init__(self, tokenizer: Tokenizer, random: np.random.Generator) -> None:
         infilling = Infilling.of(tokenizer)
-        if infilling is None:
+        if infilling is None or not infilling.suffix_first:
             raise ValueError("the tokenizer has no tokens for infilling: not of tokenizer.py")
         self.tokenizer, self.infilling, self.random = tokenizer, infilling, random
 
@@ -98,18 +99,35 @@ class Rearranged:
         """
         text = self.tokenizer.decode(span)
         begin, end = hole_in(text if ended else text[: text.rfind("\n") + 1] or text, self.random)
-        before, middle, after = (
-            self.tokenizer.encode(part, allow_special=False)
-            for part in (text[:begin], text[begin:end], text[end:])
-        )
+        before, middle = self.encoded(text[:begin], text[begin:end])
+        after = self.tokenizer.encode(text[end:], allow_special=False)
         middle = middle[: room - FRAME]  # only where a cut character was encoded anew
         found = self.infilling
         # What is too long loses what is furthest from the hole, as a prompt does.
-        before, after = found.cut(before, after, room - len(middle) - 1)
+        left, right = found.cut(before, after, room - len(middle) - 1)
         return [
-            (list(before), 1.0),
-            ([found.mask], 0.0),
-            (list(after), 1.0),
-            ([found.end_of_text, found.separator, found.mask], 0.0),
+            ([found.hole], 0.0),
+            (list(right), 1.0),
+            ([found.separator], 0.0),
+            (list(left), 1.0),
             ([*middle, found.end], MIDDLE_WEIGHT),
         ]
+
+    def encoded(self, before: str, middle: str) -> tuple[list[int], list[int]]:
+        """Encode what is before a hole and what was in it, apart or, half of the time, together.
+
+        A token that then reaches into the hole is of the middle.
+        """
+        if self.random.random() < 0.5:
+            ids = self.tokenizer.encode(before + middle, allow_special=False)
+            size, count = len(before.encode("utf-8")), 0
+            for token in ids:
+                size -= len(self.tokenizer.token_bytes(token))
+                if size < 0:
+                    break
+                count += 1
+            return ids[:count], ids[count:]
+        ids, filled = (
+            self.tokenizer.encode(part, allow_special=False) for part in (before, middle)
+        )
+        return ids, filled

@@ -2,7 +2,7 @@
 
 The layout of the ids is CodeGen's own, with a smaller vocabulary: byte-level BPE, `<|endoftext|>`
 as its last entry, then runs of 31 down to 2 spaces and of 9 down to 2 tabs as added tokens, and
-then CodeGen2's three for infilling.
+then three for infilling.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
-from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, MASK, SEPARATOR
+from paddlenlp_codegen_task.model.infilling import END_OF_MIDDLE, SEPARATOR, SUFFIX_FIRST
 
 END_OF_TEXT = "<|endoftext|>"
 BPE_ENTRIES = 8000
@@ -26,7 +26,7 @@ SAMPLE = 3  # the vocabulary is learnt from one document in so many: more change
 BATCH = 1000  # documents encoded at a time
 MODEL_MAX_LENGTH = 1024
 WHITESPACE = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
-INFILLING = [SEPARATOR, END_OF_MIDDLE, MASK]  # in the order of CodeGen2's file
+INFILLING = [SEPARATOR, END_OF_MIDDLE, SUFFIX_FIRST]
 
 
 def read_documents(file: Path) -> Iterator[dict[str, str]]:
