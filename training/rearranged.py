@@ -6,9 +6,11 @@ as an editor asks for them; it begins and ends at characters. What is before it 
 encoded each by itself in half of them, as `CodeGenerator.infill` encodes them, and together in the
 others, as token healing makes it.
 
-Not every token of it is learnt: where the text was cut off, and the frame, are told to the model,
-and a model that had learnt to predict them would write them into ordinary text. The middle weighs
-more than the rest, for it is a small part of all tokens.
+Not every token of it is learnt. Where the text was cut off, and the frame, are told to the model,
+and a model that had learnt to predict them would write them into ordinary text. Nor is what stands
+before the hole: nothing marks where it ends and the middle begins, and at every end of a line in it
+a model would learn that the middle does not end there. The middle weighs more than the rest, for it
+is a small part of all tokens.
 """
 
 import numpy as np
@@ -109,7 +111,7 @@ class Rearranged:
             ([found.hole], 0.0),
             (list(right), 1.0),
             ([found.separator], 0.0),
-            (list(left), 1.0),
+            (list(left), 0.0),
             ([*middle, found.end], MIDDLE_WEIGHT),
         ]
 
