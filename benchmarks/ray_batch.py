@@ -2,9 +2,10 @@
 
     python benchmarks/ray_batch.py
     python benchmarks/ray_batch.py --only overhead --rounds 5
+    python benchmarks/ray_batch.py --only scaling --workers 16
 
 Nodes are processes of this machine, by ray.cluster_utils. Parts, of which those that the results
-have already are not run again:
+have already are not run again; nor is a number of workers:
 
 - kills: rows of the built-in model while a worker's process is killed again and again, nodes die
   with all that runs there and new ones come, and the command is killed and given again. The head
@@ -243,6 +244,8 @@ def scaled(options: argparse.Namespace, work: Path, workers: int) -> dict[str, A
     ]
     return {
         "workers": workers,
+        "step_seconds": options.step,
+        "most_tokens": LONGEST,
         "rows": rows,
         "seconds": ended - begun,
         "seconds_until_all_are_there": all_there[0] - begun,
@@ -251,23 +254,16 @@ def scaled(options: argparse.Namespace, work: Path, workers: int) -> dict[str, A
     }
 
 
-def scaling(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    found = []
-    for workers in options.workers:
-        one = scaled(options, work, workers)
-        found.append(one)
-        first = found[0]
-        one["of_linear"] = (
-            one["rows_a_second"] / first["rows_a_second"] * first["workers"] / workers
-        )
-        print("scaling", one, flush=True)
-    return {"step_seconds": options.step, "most_tokens": LONGEST, "runs": found}
+def with_shares(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs, each with its rows a second over those of the smallest one, had it as many workers."""
+    runs = sorted(runs, key=lambda run: run["workers"])
+    first = runs[0]["rows_a_second"] / runs[0]["workers"]
+    return [{**run, "of_linear": run["rows_a_second"] / run["workers"] / first} for run in runs]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "kills": kills,
     "overhead": overhead,
-    "scaling": scaling,
 }
 
 
@@ -281,7 +277,7 @@ def missed(results: dict[str, Any]) -> list[str]:
     ratio = results.get("overhead", {}).get("steady_ratio", 0)
     if ratio > MOST_OVERHEAD:
         found.append(f"overhead: {ratio:.3f}, and {MOST_OVERHEAD} is the most")
-    for run in results.get("scaling", {}).get("runs", []):
+    for run in results.get("scaling", []):
         if run["of_linear"] < LEAST_OF_LINEAR:
             found.append(f"scaling.{run['workers']}: {run['of_linear']:.3f} of linear")
         start, _, end = run["driver_bytes_at_a_tenth_half_and_nine_tenths"]
@@ -293,7 +289,9 @@ def missed(results: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for results")
-    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--only", nargs="*", choices=[*PARTS, "scaling"], default=[*PARTS, "scaling"]
+    )
     parser.add_argument("--again", action="store_true", help="run parts that there are, too")
     parser.add_argument("--rows", type=int, default=5000, help="of `kills`")
     parser.add_argument("--kills", type=int, default=10, help="of each kind, in one run")
@@ -306,13 +304,22 @@ def main() -> None:
     about = machine(len(os.sched_getaffinity(0)))
     path = options.out / f"ray_batch-{about['date']}.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in options.only:
-        if name in results and not options.again:
-            continue
-        with tempfile.TemporaryDirectory(prefix="ray-batch-") as folder:
-            results[name] = PARTS[name](options, Path(folder))
+
+    def keep(name: str, found: Any) -> None:
+        results[name] = found
         results["machine"] = about
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory(prefix="ray-batch-") as work:
+        for name in options.only:
+            if name in PARTS and (options.again or name not in results):
+                keep(name, PARTS[name](options, Path(work)))
+        for workers in options.workers if "scaling" in options.only else ():
+            others = [run for run in results.get("scaling", ()) if run["workers"] != workers]
+            if options.again or len(others) == len(results.get("scaling", ())):
+                one = scaled(options, Path(work), workers)
+                print("scaling", one, flush=True)
+                keep("scaling", with_shares([*others, one]))
     for line in missed(results):
         print("missed:", line)
 

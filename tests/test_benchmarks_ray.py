@@ -27,7 +27,7 @@ def test_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (one["lines"], one["errors"]) == (150, 0)
         assert one["lines_as_without_ray"]
     assert found["overhead"]["rounds"][0]["ray"]["seconds"] > 0
-    [run] = found["scaling"]["runs"]
+    [run] = found["scaling"]
     assert (run["rows"], run["of_linear"]) == (200, 1)
     before = path.read_bytes()
     runpy.run_path(script, run_name="__main__")  # all parts are there
@@ -45,13 +45,14 @@ def test_what_is_missed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             "node": {"lines_as_without_ray": False, "errors": 0},
         },
         "overhead": {"steady_ratio": 1.2},
-        "scaling": {
-            "runs": [
-                {"workers": 1, "of_linear": 1.0, memory: [100, 200, 300]},
-                {"workers": 64, "of_linear": 0.8, memory: [100, 100, 100]},
+        "scaling": ray_batch.with_shares(
+            [
+                {"workers": 64, "rows_a_second": 256, memory: [100, 100, 100]},
+                {"workers": 1, "rows_a_second": 5, memory: [100, 200, 300]},
             ]
-        },
+        ),
     }
+    assert [run["of_linear"] for run in results["scaling"]] == [1, 0.8]
     names = [line.split(":")[0] for line in ray_batch.missed(results)]
     assert names == ["kills.node", "overhead", "scaling.1", "scaling.64"]
     del sys.modules["ray_batch"], sys.modules["compare"]
