@@ -45,16 +45,18 @@ def lines_of_code(text: str) -> list[int]:
     return [n for n in sorted(inside - texts) if lines[n].strip() and lines[n].strip()[0] != "#"]
 
 
+def without_line(text: str, index: int) -> Hole:
+    """Take a line out of a text."""
+    lines = text.split("\n")
+    suffix = "".join("\n" + line for line in lines[index + 1 :])
+    return Hole("".join(line + "\n" for line in lines[:index]), lines[index], suffix)
+
+
 def holes(files: dict[str, str], count: int) -> list[Hole]:
     """Return `count` holes of `files`, path to text."""
     places = [(path, n) for path, text in files.items() for n in lines_of_code(text)]
-    found = []
-    for path, n in sorted(places, key=lambda place: digest(f"{place[0]}:{place[1]}"))[:count]:
-        lines = files[path].split("\n")
-        before, after = lines[:n], lines[n + 1 :]
-        suffix = "".join("\n" + line for line in after)
-        found.append(Hole("".join(line + "\n" for line in before), lines[n], suffix))
-    return found
+    places.sort(key=lambda place: digest(f"{place[0]}:{place[1]}"))
+    return [without_line(files[path], n) for path, n in places[:count]]
 
 
 def judged(found: list[Hole], fills: list[str], ended: list[bool]) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 Reinforcement learning with a reward that can be checked. Round by round, the package completes
 headers of training files by its own defaults; a completion is rewarded when it comes to an end and
-its function parses and is more than a docstring, `pass` or a raise. The policy gradient (REINFORCE,
-the round's mean reward as baseline) makes what was rewarded likelier, and the rest less likely.
-Every step also learns windows of the corpus, ordinary and rearranged for infilling, so that the
-model keeps what it knows.
+its function parses and is more than a docstring, `pass` or a raise. It also fills lines in that
+were taken out of training files: rewarded is what comes to an end, is code and lets the file parse.
+The policy gradient (REINFORCE, the mean reward of a round's headers or lines as baseline) makes
+what was rewarded likelier, and the rest less likely. Every step also learns windows of the corpus,
+ordinary and rearranged for infilling, so that the model keeps what it knows.
 
 Held-out packages take no part. Writes a checkpoint that package.py reads, and a log beside it; goes
 on from the last round in its folder, unless that was of another training checkpoint.
@@ -19,13 +20,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from completions import Header, has_body, headers_in
+from completions import Header, has_body, headers_in, parses
 from cut import is_stub
+from holes import Hole, lines_of_code, without_line
 from model import CodeGen, Shape
 from optimizer import Optimizer
 from package import write
@@ -34,8 +37,9 @@ from torch import Tensor
 from train import save, share_of
 from windows import Mixture
 
-from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task import CodeGenerator, Infill
 from paddlenlp_codegen_task.generation_config import GenerationConfig
+from paddlenlp_codegen_task.model.infilling import Infilling
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 LENGTHS = (192, 384)  # tokens of a prompt and its completion; rows of one step have one length
@@ -61,10 +65,8 @@ def without_docstring(header: Header) -> Header:
     return Header("\n".join(header.prompt.split("\n")[: node.body[0].lineno - 1]), header.body)
 
 
-def prompts_of(corpus: Path, chance: random.Random) -> list[str]:
+def prompts_of(modules: list[str], chance: random.Random) -> list[str]:
     """The headers of the training files, in random order."""
-    documents = read_documents(corpus / "train.jsonl")
-    modules = [document["text"] for document in documents if document["kind"] == "module"]
     found = {header.prompt: header for text in modules for _, header in headers_in(text)}
     prompts = [
         (without_docstring(header) if chance.random() < BARE else header).prompt
@@ -84,20 +86,62 @@ def reward_of(prompt: str, completion: str, ended: bool) -> float:
     return float(not is_function or not is_stub(first))
 
 
-def play(folder: Path, prompts: list[str], seed: int) -> list[Sample]:
-    """Complete every prompt once, by the package's defaults, and judge it."""
+def holes_of(modules: list[str], chance: random.Random) -> Iterator[Hole]:
+    """One line of code of each training file that has any, in random order."""
+    for text in chance.sample(modules, len(modules)):
+        if lines := lines_of_code(text):
+            yield without_line(text, chance.choice(lines))
+
+
+def reward_of_line(hole: Hole, text: str, ended: bool) -> float:
+    """1 if what fills a hole comes to an end, is code, and the file parses with it; else 0.
+
+    What may stand in any place says nothing of this one.
+    """
+    code = text.strip()
+    if not ended or code in ("", "pass", "...") or code[0] in "#'\"":
+        return 0.0
+    return float(parses(hole.filled(text)))
+
+
+def near(hole: Hole, tokenizer: Tokenizer, infilling: Infilling) -> Infill:
+    """What stands next to a hole, as much as a prompt may have, and some room for seams."""
+    parts = (tokenizer.encode(text, allow_special=False) for text in (hole.prefix, hole.suffix))
+    before, after = infilling.cut(*parts, MAX_PROMPT - 8)
+    return Infill(tokenizer.decode(before), tokenizer.decode(after))
+
+
+def play(
+    folder: Path, prompts: list[str], holes: list[Hole], seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Complete every prompt and fill every hole once, by the package's defaults; judge both."""
     with (
         tempfile.TemporaryDirectory() as home,
         CodeGenerator.from_pretrained(folder, home_path=home, batch_size=32) as generator,
     ):
-        encoded = [generator.tokenizer.encode(prompt) for prompt in prompts]
-        chosen = [n for n, ids in enumerate(encoded) if len(ids) <= MAX_PROMPT]
-        results = generator.generate([prompts[n] for n in chosen], seed=seed, progress=False)
-    samples = []
-    for n, [one] in zip(chosen, results, strict=True):
-        reward = reward_of(prompts[n], one.text, one.finish_reason != "length")
-        samples.append(Sample([*encoded[n], *one.token_ids], len(encoded[n]), reward))
-    return samples
+        tokenizer = generator.tokenizer
+        infilling = Infilling.of(tokenizer)
+        assert infilling is not None
+        prompt_ids = {text: tokenizer.encode(text) for text in prompts}
+        headers = [text for text in prompts if len(prompt_ids[text]) <= MAX_PROMPT]
+        gaps = [(hole, near(hole, tokenizer, infilling)) for hole in holes]
+        wanted = [*headers, *(gap for _, gap in gaps)]
+        results = iter(generator.generate(wanted, seed=seed, progress=False))
+    completed, filled = [], []
+    for text in headers:
+        [one] = next(results)
+        reward = reward_of(text, one.text, one.finish_reason != "length")
+        ids = prompt_ids[text]
+        completed.append(Sample([*ids, *one.token_ids], len(ids), reward))
+    for hole, gap in gaps:
+        [one] = next(results)
+        parts = (tokenizer.encode(text, allow_special=False) for text in (gap.prefix, gap.suffix))
+        if ids := infilling.prompt(*parts, MAX_PROMPT):
+            ended = one.finish_reason == "eos"
+            reward = reward_of_line(hole, one.text, ended)
+            end = [infilling.end] if ended else []  # which is not among the tokens of a text
+            filled.append(Sample([*ids, *one.token_ids, *end], len(ids), reward))
+    return completed, filled
 
 
 def weighted(samples: list[Sample], chance: random.Random) -> list[tuple[Sample, float]]:
@@ -105,7 +149,7 @@ def weighted(samples: list[Sample], chance: random.Random) -> list[tuple[Sample,
 
     A weight is the reward less the mean reward; what stands for others left out counts for them.
     """
-    mean = sum(sample.reward for sample in samples) / len(samples)
+    mean = sum(sample.reward for sample in samples) / max(len(samples), 1)
     bad = [sample for sample in samples if sample.reward == 0]
     good = [sample for sample in samples if sample.reward > 0]
     kept = chance.sample(good, min(len(good), len(bad)))
@@ -154,7 +198,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("out", type=Path, help="folder for checkpoint.pt and log.csv")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--prompts", type=int, default=1000, help="a round")
+    parser.add_argument("--prompts", type=int, default=500, help="headers a round")
+    parser.add_argument("--holes", type=int, default=500, help="lines a round")
     parser.add_argument("--rate", type=float, default=3e-4, help="of learning, in the first round")
     parser.add_argument(
         "--infill", type=share_of, default=0.5, metavar="SHARE",
@@ -191,24 +236,29 @@ def main() -> None:
     first = state.get("round", 0)
     tokenizer = Tokenizer.from_folder(options.data)
     mixture = Mixture(*arrays, options.seed + 1 + first, options.infill, tokenizer)
-    prompts = prompts_of(options.corpus, random.Random(options.seed))
+    documents = read_documents(options.corpus / "train.jsonl")
+    modules = [document["text"] for document in documents if document["kind"] == "module"]
+    prompts = prompts_of(modules, random.Random(options.seed))
     counts = {name: state[name] for name in ("elapsed", "step", "tokens")}
 
     with open(log, "a" if begun else "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         if not begun:
-            out.writerow(("round", "seconds", "reward", "tokens_a_completion", "steps", "loss"))
+            names = ("round", "seconds", "reward", "tokens_a_completion", "reward_of_lines")
+            out.writerow((*names, "steps", "loss"))
         for number in range(first, options.rounds):
             start, chance = time.monotonic(), random.Random(f"{options.seed} {number}")
             at = number * options.prompts
             some = [prompts[(at + n) % len(prompts)] for n in range(options.prompts)]
+            lines = list(islice(holes_of(modules, chance), options.holes))
             with tempfile.TemporaryDirectory() as folder:
                 weights = {name: master.detach() for name, master in optimizer.masters.items()}
                 write(Path(folder), {**state, "weights": weights}, options.data)
-                samples = play(Path(folder), some, options.seed + number)
+                samples, filled = play(Path(folder), some, lines, options.seed + number)
             rate = options.rate * (1 - (1 - FINAL_RATE) * number / max(options.rounds - 1, 1))
             losses = []
-            for ids, weight in batches(weighted(samples, chance), chance):
+            pairs = weighted(samples, chance) + weighted(filled, chance)
+            for ids, weight in batches(pairs, chance):
                 loss = plain(*mixture.batch(WINDOWS, CONTEXT + 1, FUNCTIONS, True))
                 (loss + policy(model, ids, weight)).backward()
                 optimizer.step(rate)
@@ -217,8 +267,9 @@ def main() -> None:
             counts["step"] += len(losses)
             counts["tokens"] += len(losses) * WINDOWS * CONTEXT
             size = np.mean([len(sample.ids) - sample.prompt for sample in samples])
-            reward = np.mean([sample.reward for sample in samples])
-            row = (number + 1, f"{counts['elapsed']:.0f}", f"{reward:.4f}", f"{size:.1f}")
+            rewards = [np.mean([one.reward for one in part]) for part in (samples, filled)]
+            row = (number + 1, f"{counts['elapsed']:.0f}", f"{rewards[0]:.4f}", f"{size:.1f}")
+            row = (*row, f"{rewards[1]:.4f}")
             out.writerow((*row, len(losses), f"{np.mean(losses):.4f}"))
             file.flush()
             played = {"round": number + 1, "trained": trained, "shape": state["shape"], **counts}

@@ -147,10 +147,11 @@ def test_from_wheels_to_the_card(
     checkpoint = first / "checkpoint.pt"
     run(
         *("refine.py", checkpoint, corpus, data, refined),
-        *("--rounds", 1, "--prompts", 2, "--no-compile"),
+        *("--rounds", 1, "--prompts", 2, "--holes", 2, "--no-compile"),
     )
     [played] = rows(refined / "log.csv")
     assert played["round"] == "1"
+    assert 0 <= float(played["reward_of_lines"]) <= 1
 
     model = tmp_path / "model"
     run("package.py", refined / "checkpoint.pt", data, model)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from completions import headers_in
+from holes import Hole, without_line
 from model import CodeGen, Shape
 from refine import (
     LENGTHS,
+    MAX_PROMPT,
     ROW_TOKENS,
     Sample,
     batches,
+    holes_of,
+    near,
     reward_of,
+    reward_of_line,
     surrogate,
     weighted,
     without_docstring,
 )
 
+from paddlenlp_codegen_task.model.infilling import Infilling
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+
+BUILTIN = Path(__file__).resolve().parents[2] / "paddlenlp_codegen_task" / "builtin"
 PROMPT = 'def f(x):\n    """Double."""'
 
 
@@ -48,6 +58,43 @@ def test_a_header_without_its_docstring():
     text = 'def f(\n    x,\n):\n    """Double.\n\n    More.\n    """\n    return 2 * x\n'
     [(_, header)] = headers_in(text)
     assert without_docstring(header).prompt == "def f(\n    x,\n):"
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "reward"),
+    [
+        ("    y = 2 * x", True, 1.0),
+        ("    y = 2 * x", False, 0.0),
+        ("    y = (2 * x", True, 0.0),
+        ("    if x:", True, 0.0),
+        ("    ", True, 0.0),
+        ("    pass", True, 0.0),  # which parses wherever it stands
+        ("    # about y", True, 0.0),
+        ('    "y"', True, 0.0),
+    ],
+)
+def test_a_line_of_code_with_which_the_file_parses_is_rewarded(
+    text: str, ended: bool, reward: float
+):
+    hole = Hole("def f(x):\n", "    y = x", "\n    return y\n")
+    assert reward_of_line(hole, text, ended) == reward
+
+
+def test_lines_are_of_all_files_and_prompts_are_what_is_next_to_them():
+    text = "def f(x):\n" + "    x += 1\n" * 400 + "    return x\n"
+    found = list(holes_of([text, "X = 1\n", text], random.Random(0)))
+    assert [hole.filled(hole.line) for hole in found] == [text, text]
+    tokenizer = Tokenizer.from_folder(BUILTIN)
+    infilling = Infilling.of(tokenizer)
+    assert infilling is not None
+    hole = without_line(text, 200)
+    asked = near(hole, tokenizer, infilling)
+    assert hole.prefix.endswith(asked.prefix)
+    assert hole.suffix.startswith(asked.suffix)
+    parts = (tokenizer.encode(text, allow_special=False) for text in (asked.prefix, asked.suffix))
+    prompt = infilling.prompt(*parts, MAX_PROMPT)
+    assert prompt is not None
+    assert len(prompt) > MAX_PROMPT - 20
 
 
 def samples(good: int, bad: int) -> list[Sample]:
