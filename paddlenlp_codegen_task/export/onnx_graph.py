@@ -13,7 +13,13 @@ from onnx import TensorProto, helper
 from paddlenlp_codegen_task.export import quantize
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.export.onnx_attention import PLAIN_OPSET, PlainAttention
-from paddlenlp_codegen_task.export.onnx_files import COPY_FILE, GRAPH_FILE, WEIGHTS_FILE
+from paddlenlp_codegen_task.export.onnx_files import (
+    COPY_FILE,
+    GRAPH_FILE,
+    PHASES,
+    PREFILL_FILE,
+    WEIGHTS_FILE,
+)
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, FusedWeights, rotary_tables
 
@@ -27,7 +33,8 @@ def save_graph(
 ) -> None:
     """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
 
-    Beside it goes copy.onnx, which copies a buffer of the caches into a larger one.
+    Beside it goes copy.onnx, which copies a buffer of the caches into a larger one; for a precision
+    of PHASES also prefill.onnx, the same step for prompts, which shares the weights that it can.
 
     With `on_gpu`, for ONNX Runtime's CUDA provider: what is not float32 as a whole computes, and
     keeps keys and values, in float16; float32 has attention from plain operators.
@@ -37,20 +44,34 @@ def save_graph(
     less 1) and `total_length` int32 (the largest of them plus 1); caches are 4-D and come out
     again as key_present_i and value_present_i, to be bound to the same memory.
     """
+    generated, prompts = PHASES.get(precision, (precision, ""))
+    stored: dict[str, Any] = {}
     with (folder / WEIGHTS_FILE).open("wb") as file:
-        builder = _GraphBuilder(file, weights.config, precision, on_gpu)
-        model = builder.build(weights)
-    (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+        builder = _GraphBuilder(file, stored, weights.config, generated, generated, on_gpu)
+        (folder / GRAPH_FILE).write_bytes(builder.build(weights).SerializeToString())
+        if prompts:  # of which the last token alone gets logits, as in a step
+            builder = _GraphBuilder(file, stored, weights.config, prompts, generated, on_gpu)
+            (folder / PREFILL_FILE).write_bytes(builder.build(weights).SerializeToString())
     (folder / COPY_FILE).write_bytes(_copy_model(builder.dtype).SerializeToString())
 
 
 class _GraphBuilder:
-    """Collects nodes; writes each weight to the file as it comes."""
+    """Collects nodes; writes each weight to the file as it comes, unless it is stored already."""
 
-    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str, on_gpu: bool) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        stored: dict[str, Any],
+        config: CodeGenConfig,
+        precision: str,
+        head_precision: str,
+        on_gpu: bool,
+    ) -> None:
         self._file = file
+        self._stored = stored  # tensors that are in the file, by name
         self._config = config
         self._precision = precision
+        self._head_precision = head_precision
         half = precision == "fp16" or (on_gpu and precision != "fp32")
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self._element_type = helper.np_dtype_to_tensor_dtype(self.dtype)
@@ -170,13 +191,15 @@ class _GraphBuilder:
         return outputs[0], outputs[3]
 
     def _matmul(self, name: str, x: str, weight: Array) -> str:
-        """Product of x with a weight [in, out], in the precision of the graph."""
-        if self._precision in ("fp32", "fp16"):
+        """Product of x with a weight [in, out], in the precision of the graph or of its head."""
+        head = name == "lm_head"
+        precision = self._head_precision if head else self._precision
+        if precision in ("fp32", "fp16"):
             return self._node("MatMul", [x, self._weight(name, weight)])
-        if self._precision == "int8":
+        if precision == "int8":
             return self._int8_matmul(name, x, weight)
         # Rounding lm_head costs more than all the rest (docs/quantization.md): it keeps 8 bits.
-        bits = 4 if self._precision == "int4" and name != "lm_head" else 8
+        bits = 4 if precision == "int4" and not head else 8
         values, scales = quantize.blockwise(weight, bits)
         return self._node(
             "MatMulNBits",
@@ -196,6 +219,7 @@ class _GraphBuilder:
         depend on its batch; here they cannot, as sums of integers are exact.
         """
         values, scales = quantize.per_channel(weight)
+        name += "_int8"  # beside the same weight in blocks
         largest = self._node("ReduceMax", [self._node("Abs", [x]), "row"], keepdims=1)
         # A row of zeros becomes NaN, then some integers, and zeros again by the last product.
         rows = self._node("Div", [x, largest])
@@ -232,7 +256,10 @@ class _GraphBuilder:
         self._tensors.append(onnx.numpy_helper.from_array(array, name))
 
     def _weight(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Write a weight to the file; floats in the graph's type."""
+        """Write a weight to the file, once; floats in the graph's type."""
+        if name in self._stored:
+            self._tensors.append(self._stored[name])
+            return name
         if value.dtype == np.float32:
             value = value.astype(self.dtype, copy=False)
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
@@ -243,6 +270,7 @@ class _GraphBuilder:
         for key, entry in where.items():
             tensor.external_data.add(key=key, value=str(entry))
         self._file.write(np.ascontiguousarray(value).data)
+        self._stored[name] = tensor
         self._tensors.append(tensor)
         return name
 

@@ -20,10 +20,11 @@ from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime import huge_pages
-from paddlenlp_codegen_task.runtime.base import StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput, pack
 from paddlenlp_codegen_task.runtime.cuda_graph import FixedMemory, FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import HostMemory, KVCache
 from paddlenlp_codegen_task.runtime.onnx_memory import DeviceMemory
+from paddlenlp_codegen_task.runtime.two_products import TwoProducts
 
 PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
@@ -94,9 +95,13 @@ def load(
     num_threads: int,
     precision: str,
     cuda_graph: bool,
-) -> OnnxRuntime:
+) -> Runtime:
     """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
-    return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
+    runtime = OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
+    if precision not in onnx_files.PHASES:
+        return runtime
+    prompts = OnnxRuntime(folder, config, None, num_threads, graph=onnx_files.PREFILL_FILE)
+    return TwoProducts(prompts, runtime)
 
 
 class OnnxRuntime:
@@ -108,6 +113,8 @@ class OnnxRuntime:
         device_id: the GPU it runs on, None for the CPU.
     """
 
+    same_products = True  # one graph runs everything
+
     def __init__(
         self,
         folder: Path,
@@ -115,8 +122,9 @@ class OnnxRuntime:
         device_id: int | None,
         num_threads: int,
         cuda_graph: bool = False,
+        graph: str = onnx_files.GRAPH_FILE,
     ) -> None:
-        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None.
+        """Load a graph of `folder` on a GPU, or on the CPU if `device_id` is None.
 
         With `cuda_graph`, decode steps are captured as CUDA graphs and replayed.
         """
@@ -132,7 +140,7 @@ class OnnxRuntime:
         if device_id is not None:
             _load_cuda()
             providers.insert(0, (_CUDA, {"device_id": device_id, **_CUDA_OPTIONS}))
-        path = str(folder / onnx_files.GRAPH_FILE)
+        path = str(folder / graph)
         with huge_pages.advised():
             self._session = onnxruntime.InferenceSession(
                 path, options, _capturing(providers) if cuda_graph else providers
@@ -164,7 +172,11 @@ class OnnxRuntime:
         self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
 
     def forward(
-        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+        self,
+        slot: int,
+        token_ids: Sequence[Sequence[int]],
+        every: bool = False,
+        generated: bool = False,
     ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._session is None:
