@@ -85,7 +85,8 @@ class _GraphBuilder:
         config = self._config
         for name, table in zip(("rotary_cos", "rotary_sin"), rotary_tables(config), strict=True):
             self._weight(name, table)
-        self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
+        if config.n_layer > 1:
+            self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
         self._constant("flat", [-1, config.n_embd])
         self._constant("first", np.int64(0))
         self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
@@ -103,11 +104,6 @@ class _GraphBuilder:
         hidden, update, bias = self._embedding(weights.wte()), "", ""
         for layer in range(config.n_layer):
             hidden, update, bias = self._block(weights, layer, hidden, update, bias)
-
-        hidden, update = (
-            self._node("Gather", [self._node("Reshape", [x, "flat"]), "output_rows"])
-            for x in (hidden, update)
-        )
         normed, _ = self._layer_norm("ln_f", *weights.ln_f(), hidden, update, bias)
         weight, lm_bias = weights.lm_head()
         logits = self._matmul("lm_head", normed, weight)
@@ -128,16 +124,27 @@ class _GraphBuilder:
         normed, hidden = self._layer_norm(
             name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
         )
-        fused = self._matmul(name + "w_in", normed, block.w_in)
-        qkv, inner = name + "qkv", name + "inner"
-        self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
-        attention = self._attention(qkv, layer)
+        if layer < self._config.n_layer - 1:
+            fused = self._matmul(name + "w_in", normed, block.w_in)
+            qkv, inner = name + "qkv", name + "inner"
+            self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
+            attention = self._attention(qkv, layer)
+        else:  # of the last, all but keys and values is needed for the output's rows alone
+            qkv_width = 3 * self._config.n_embd
+            qkv = self._matmul(name + "qkv", normed, block.w_in[:, :qkv_width])
+            attention = self._attention(qkv, layer)
+            normed, hidden, attention = map(self._output_rows, (normed, hidden, attention))
+            inner = self._matmul(name + "inner", normed, block.w_in[:, qkv_width:])
         inner = self._node(
             "FastGelu", [inner, self._weight(name + "b_in", block.b_in)], domain=_MICROSOFT
         )
         mixed = self._node("Concat", [attention, inner], axis=-1)
         update = self._matmul(name + "w_out", mixed, block.w_out)
         return hidden, update, self._weight(name + "b_out", block.b_out)
+
+    def _output_rows(self, x: str) -> str:
+        """The rows of x [B, T, n_embd] that logits are wanted of, [M, n_embd]."""
+        return self._node("Gather", [self._node("Reshape", [x, "flat"]), "output_rows"])
 
     def _grouped_attention(self, qkv: str, layer: int) -> str:
         """GroupQueryAttention of qkv [B, T, 3 * n_embd], which appends to a layer's caches."""

@@ -366,7 +366,8 @@ def test_two_graphs_store_once_what_both_have(both: Path) -> None:
     assert {"wte", "wte_scales", "lm_head", "lm_head_scales", "rotary_cos"} <= common
     assert all(generated[name] == prompts[name] for name in common)
     own = {name.rpartition("_int8")[0] for name in prompts.keys() - common}
-    assert own == {f"h{layer}_{name}" for layer in range(3) for name in ("w_in", "w_out")}
+    products = {f"h{layer}_{name}" for layer in range(3) for name in ("w_in", "w_out")}
+    assert own == products - {"h2_w_in"} | {"h2_qkv", "h2_inner"}
     places = [int(one["offset"]) for one in {**generated, **prompts}.values()]
     assert len(set(places)) == len(places)
 
