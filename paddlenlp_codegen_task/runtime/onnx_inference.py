@@ -32,6 +32,8 @@ _CUDA_OPTIONS = {
     "use_tf32": "0",  # by default fp32 is multiplied with 10 bits of fraction
     "arena_extend_strategy": "kSameAsRequested",  # by default it takes up to twice what is needed
 }
+# Microseconds that threads wait actively for their next work: more than lies between two steps.
+_SHORT_SPIN = "1000"
 _SMALL_OUTPUTS = ("candidates", "candidate_ids", "logsumexp")  # wanted on the host, every step
 _DTYPES = {
     "tensor(float)": "float32",
@@ -97,11 +99,13 @@ def load(
     cuda_graph: bool,
 ) -> Runtime:
     """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
-    runtime = OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
     if precision not in onnx_files.PHASES:
-        return runtime
-    prompts = OnnxRuntime(folder, config, None, num_threads, graph=onnx_files.PREFILL_FILE)
-    return TwoProducts(prompts, runtime)
+        return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
+    prompts, generated = (
+        OnnxRuntime(folder, config, None, num_threads, graph=graph, alternates=True)
+        for graph in (onnx_files.PREFILL_FILE, onnx_files.GRAPH_FILE)
+    )
+    return TwoProducts(prompts, generated)
 
 
 class OnnxRuntime:
@@ -123,10 +127,12 @@ class OnnxRuntime:
         num_threads: int,
         cuda_graph: bool = False,
         graph: str = onnx_files.GRAPH_FILE,
+        alternates: bool = False,
     ) -> None:
         """Load a graph of `folder` on a GPU, or on the CPU if `device_id` is None.
 
-        With `cuda_graph`, decode steps are captured as CUDA graphs and replayed.
+        With `cuda_graph`, decode steps are captured as CUDA graphs and replayed. With `alternates`
+        another session runs between steps: threads of this one are not to be in its way.
         """
         self.config = config
         self.device_id = device_id
@@ -136,6 +142,8 @@ class OnnxRuntime:
         # Without VNNI, 8-bit products of unsigned by signed saturate at 16 bits: take slower, exact
         # ones. On processors that have it this changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if alternates:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", _SHORT_SPIN)
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:
             _load_cuda()
