@@ -15,7 +15,7 @@ BYTES_PER_VALUE = {
     "int8": 1.01,
     "int8_weight_only": 1.04,
     "int4": 0.7,
-    "int4_int8": 1.7,
+    "int4_int8": 1.56,
 }
 
 # Precisions that are two: what is generated runs in the first, prompts in the second.
