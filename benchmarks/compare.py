@@ -5,6 +5,7 @@
 or, with the environments of the Makefile in place,
 
     python benchmarks/compare.py build/codegen-350M --rounds 3
+    python benchmarks/compare.py build/codegen-350M --tasks whole_1000 --only "ours int4_int8" ...
 
 Every system runs in its own process and environment (peers/), is asked for the same greedy
 continuations of the same prompts on as many threads, and is stopped (SIGSTOP) while another one is
@@ -24,7 +25,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +43,13 @@ BATCHES = {1: 64, 8: 32, 32: 32}  # and new tokens of each prompt
 # Prompts whose prefill is timed, and then decoding behind them; the last ends near the context's.
 CONTEXTS = (128, 512, 1024, 1884)
 TOKENS_BEHIND = 16
+WHOLE, TOKENS_OF_WHOLE = 1000, 32  # a prompt and its completion, timed as one
+TASKS = (
+    "cold_start",
+    *(f"batch_{n}" for n in BATCHES),
+    *(f"context_{length}" for length in CONTEXTS),
+    f"whole_{WHOLE}",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class System:
 SYSTEMS = (
     System("ours int8", "ours", "int8", ".venv"),
     System("ours int4", "ours", "int4", ".venv"),
+    System("ours int4_int8", "ours", "int4_int8", ".venv"),
     System("ours int8_weight_only", "ours", "int8_weight_only", ".venv"),
     System("ours fp32", "ours", "fp32", ".venv"),
     System("ours fp32, Paddle Inference", "ours", "fp32-paddle", ".venv"),
@@ -168,12 +177,18 @@ def prepare(system: System, checkpoint: Path, work: Path, root: Path) -> Path:
 
 def bytes_a_token(system: System, folder: Path) -> int | None:
     """Bytes of weights that one token of ours reads: all but the embeddings."""
-    files = list(folder.rglob("model.onnx.data"))
+    files = list(folder.rglob(GRAPH_FILE))
     if system.peer != "ours" or not files:
         return None
-    config = CodeGenConfig.from_folder(folder / "checkpoint")
-    width = 4 * config.n_embd if system.precision == "fp32" else config.n_embd + 4
-    return files[0].stat().st_size - config.vocab_size * width
+    import onnx  # which only ours needs
+
+    graph = onnx.load(str(files[0]), load_external_data=False).graph
+    return sum(
+        int(entry.value)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length" and tensor.name not in ("wte", "wte_scales")
+    )
 
 
 def read_bandwidth(threads: int) -> float:
@@ -211,6 +226,7 @@ def measure(
     first, last = answer["seconds"][0], answer["seconds"][-1]
     return {
         "prefill_seconds": first,
+        "total_seconds": last,
         "tokens_per_second": sum(answer["rows"][1:]) / (last - first),
         "peak_bytes": answer["peak_bytes"],
         "tokens": answer["tokens"],
@@ -218,17 +234,22 @@ def measure(
 
 
 def run_rounds(
-    workers: dict[str, Worker], tokenizer: Tokenizer, rounds: int, threads: int
+    workers: dict[str, Worker],
+    tokenizer: Tokenizer,
+    rounds: int,
+    threads: int,
+    wanted: Sequence[str] = TASKS,
 ) -> Iterator[dict[str, Any]]:
     """Measure, and yield what is known after each round, so that a run cut short keeps the others.
 
     Each measurement is taken of one system after the other before the next begins.
     """
-    found: dict[str, Any] = {label: {"cold_start": []} for label in workers}
+    found: dict[str, Any] = {label: {} for label in workers}
     short = make_prompts(tokenizer, max(BATCHES), PROMPT_TOKENS)
-    for round_number in range(rounds):
+    for round_number in range(rounds if "cold_start" in wanted else 0):
         for label, worker in workers.items():
-            found[label]["cold_start"].append(cold_start(worker, short[0]))
+            started = cold_start(worker, short[0])
+            found[label].setdefault("cold_start", []).append(started)
         print(f"cold start, round {round_number + 1} of {rounds}", flush=True)
     for worker in workers.values():
         worker.start()
@@ -239,6 +260,9 @@ def run_rounds(
     for length in CONTEXTS:
         long = make_prompts(tokenizer, 1, length)
         tasks.append((f"context_{length}", long, length, TOKENS_BEHIND))
+    long = make_prompts(tokenizer, 1, WHOLE)
+    tasks.append((f"whole_{WHOLE}", long, WHOLE, TOKENS_OF_WHOLE))
+    tasks = [one for one in tasks if one[0] in wanted]
     bandwidth: list[float] = []
     batch_1: dict[str, list[int]] = {}
     for round_number in range(rounds):
@@ -306,6 +330,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="*", help="labels of the systems to run", metavar="LABEL")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS, metavar="TASK")
     options = parser.parse_args()
     chosen = [one for one in SYSTEMS if options.only is None or one.label in options.only]
     root, work = options.environments.resolve(), options.work.resolve()
@@ -323,7 +348,8 @@ def main() -> None:
     path = options.out / f"compare-{about['machine']['date']}.json"
     try:
         tokenizer = Tokenizer.from_folder(checkpoint)
-        for results in run_rounds(workers, tokenizer, options.rounds, options.threads):
+        rounds = run_rounds(workers, tokenizer, options.rounds, options.threads, options.tasks)
+        for results in rounds:
             for label, size in sizes.items():
                 results["systems"][label]["bytes_a_token"] = size
             path.write_text(json.dumps(results | about, indent=1) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ from compare import machine
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import onnx_graph
-from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE
+from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE, PREFILL_FILE
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
@@ -41,7 +41,7 @@ from paddlenlp_codegen_task.model.names import BUILTIN
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
 
-PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4")
+PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4", "int4_int8")
 NEW_TOKENS, PROMPT_TOKENS = 64, 64
 BLOCKS = (32, 64, 128)
 PARTS = ("precisions", "int4", "outliers", "layer")
@@ -144,14 +144,21 @@ def rounded_per_group(values: Array, size: int) -> Array:
 
 
 class Graph:
-    """An exported step, run on a whole text at once."""
+    """An exported step, run on a whole text at once.
+
+    Of a precision with a graph for prompts, the first half of a text runs as a prompt, and the
+    second as if it were generated.
+    """
 
     def __init__(self, folder: Path, config: CodeGenConfig, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH_FILE), options, ["CPUExecutionProvider"]
-        )
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as the runtime does
+        self._sessions = [
+            onnxruntime.InferenceSession(str(folder / name), options, ["CPUExecutionProvider"])
+            for name in (PREFILL_FILE, GRAPH_FILE)
+            if (folder / name).exists()
+        ]
         self._config = config
 
     @classmethod
@@ -163,16 +170,24 @@ class Graph:
     def logits(self, token_ids: list[int]) -> Array:
         """Logits [T, vocab_size] of all T tokens from the beginning of a context."""
         config, length = self._config, len(token_ids)
+        names = [f"{kind}_{{}}_{n}" for n in range(config.n_layer) for kind in ("key", "value")]
         empty = np.zeros((1, config.n_head, length, config.head_dim), np.float32)
-        inputs = {
-            "token_ids": np.array([token_ids], np.int64),
-            "last_positions": np.array([length - 1], np.int32),
-            "total_length": np.array(length, np.int32),
-            "output_rows": np.arange(length),
-        }
-        for layer in range(config.n_layer):
-            inputs |= {f"key_cache_{layer}": empty, f"value_cache_{layer}": empty}
-        return cast(Array, self._session.run(["logits"], inputs)[0])
+        caches, logits = [empty] * len(names), []
+        ends = (length // 2, length) if len(self._sessions) == 2 else (length,)
+        for session, start, end in zip(self._sessions, (0, *ends), ends, strict=False):
+            if start == end:  # half of one token
+                continue
+            inputs = {
+                "token_ids": np.array([token_ids[start:end]], np.int64),
+                "last_positions": np.array([end - 1], np.int32),
+                "total_length": np.array(end, np.int32),
+                "output_rows": np.arange(end - start),
+                **dict(zip((name.format("cache") for name in names), caches, strict=True)),
+            }
+            wanted = ["logits", *(name.format("present") for name in names)]
+            found, *caches = session.run(wanted, inputs)
+            logits.append(found)
+        return cast(Array, np.concatenate(logits))
 
 
 def log_probabilities(logits: Array) -> Array:

@@ -26,6 +26,7 @@ MEASURES: list[tuple[str, str, str, bool]] = [
     ("prefill 128 (s)", "context_128", "prefill_seconds", False),
     ("prefill 512", "context_512", "prefill_seconds", False),
     ("prefill 1024", "context_1024", "prefill_seconds", False),
+    ("1,000 tokens and 32 new (s)", "whole_1000", "total_seconds", False),
     ("decode at 1,900 (tokens/s)", "context_1884", "tokens_per_second", True),
     ("first token, cold (s)", "cold_start", "first_token_seconds", False),
     ("peak memory (MB)", "cold_start", "peak_bytes", False),
@@ -39,6 +40,12 @@ class Results:
         self.bandwidth = statistics.median(values["bandwidth"])
         self.ours = [label for label in self.systems if label.startswith("ours")]
         self.peers = [label for label in self.systems if not label.startswith("ours")]
+        # A run may have been of some tasks only.
+        self.measures = [
+            (name, task, key, more)
+            for name, task, key, more in MEASURES
+            if all(key in tasks.get(task, [{}])[0] for tasks in self.systems.values())
+        ]
 
     def rounds(self, label: str, task: str, key: str) -> list[float]:
         return [one[key] for one in self.systems[label][task]]
@@ -63,10 +70,11 @@ def shown(value: float, key: str) -> str:
 
 
 def system_table(results: Results) -> str:
-    heads = ["", *(name for name, *_ in MEASURES)]
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(MEASURES)]
+    measures = results.measures
+    heads = ["", *(name for name, *_ in measures)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(measures)]
     for label in (*results.ours, *results.peers):
-        cells = [shown(results.median(label, task, key), key) for _, task, key, _ in MEASURES]
+        cells = [shown(results.median(label, task, key), key) for _, task, key, _ in measures]
         lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
 
@@ -77,9 +85,9 @@ def ratio_table(results: Results) -> str:
     heads = ["times better than the best peer", *columns, "best peer", "best fp32 peer"]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns) + " --- | --- |"]
     fp32_peers = [label for label in results.peers if label in FP32_PEERS]
-    for name, task, key, more in MEASURES:
+    for name, task, key, more in results.measures:
         best = results.best_peer(task, key, more, results.peers)
-        best_fp32 = results.best_peer(task, key, more, fp32_peers)
+        best_fp32 = results.best_peer(task, key, more, fp32_peers or results.peers)
         cells = []
         for label in columns:
             peer = best_fp32 if "fp32" in label else best
@@ -97,7 +105,7 @@ def bandwidth_table(results: Results) -> str:
     ]
     for label in results.ours:
         size = results.systems[label].get("bytes_a_token")
-        if size is None:
+        if size is None or "batch_1" not in results.systems[label]:
             continue
         limit = results.bandwidth / size
         reached = results.median(label, "batch_1", "tokens_per_second") / limit
@@ -107,7 +115,7 @@ def bandwidth_table(results: Results) -> str:
 
 def tables(results: Results) -> str:
     machine = results.machine
-    count = len(results.rounds(results.ours[0], "batch_1", "tokens_per_second"))
+    count = len(results.systems[results.ours[0]][results.measures[0][1]])
     return "\n\n".join(
         [
             f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, medians of "

@@ -33,7 +33,7 @@ from paddlenlp_codegen_task.runtime import onnx_inference
 from paddlenlp_codegen_task.runtime.base import decode, prefill
 
 HERE = Path(__file__).resolve().parent
-ALL = ("fp32", "int8", "int8_weight_only", "int4")
+ALL = ("fp32", "int8", "int8_weight_only", "int4", "int4_int8")
 ENTRIES = {"350M": ALL, "2B": ALL, "6B": ("int8", "int4"), "16B": ("int4",)}
 PROMPT_TOKENS, NEW_TOKENS = 16, 16
 POOL = 2**22 - 3  # values that all weights are cut from; a prime, so that no two rows are equal

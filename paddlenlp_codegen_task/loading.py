@@ -47,7 +47,14 @@ _NO_ADAPTER = "none"
 
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
-_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0, "int8_weight_only": 2.0, "int4": 3.0}
+_TOLERANCE = {
+    "fp32": 1e-3,
+    "fp16": 0.1,
+    "int8": 2.0,
+    "int8_weight_only": 2.0,
+    "int4": 3.0,
+    "int4_int8": 3.0,
+}
 
 
 class Described(Protocol):

@@ -26,6 +26,11 @@ def next_token(history: Rows[int]) -> int:
     return zlib.crc32(bytes(history)) % VOCAB
 
 
+def as_generated(tokens: Rows[int]) -> list[int]:
+    """What a slot holds of generated tokens where they are told from a prompt's."""
+    return [VOCAB + token for token in tokens]
+
+
 class Letters:
     """A tokenizer with a letter a token."""
 
@@ -62,6 +67,7 @@ class FakeRuntime:
 
     Attributes:
         calls: slot and number of new tokens of each row, of each step.
+        same_products: False has a slot tell generated tokens from a prompt's.
         most_rows: more than so many are not expected.
         on_forward: may raise, or change the output, of a step.
     """
@@ -71,6 +77,7 @@ class FakeRuntime:
         self.cache = KVCache(config, FakeMemory())
         self.device_id = None
         self.inputs: list[Any] = []
+        self.same_products = True
         self.calls: list[tuple[int, list[int]]] = []
         self.most_rows = most_rows
         self.most_bytes = 0
@@ -84,7 +91,9 @@ class FakeRuntime:
             return []
         return self.cache.read(slot, 0, length)[0].ravel().tolist()
 
-    def forward(self, slot: int, token_ids: Rows[Rows[int]], every: bool = False) -> StepOutput:
+    def forward(
+        self, slot: int, token_ids: Rows[Rows[int]], every: bool = False, generated: bool = False
+    ) -> StepOutput:
         assert token_ids
         assert all(token_ids)
         assert not every or len(token_ids) == 1
@@ -95,6 +104,8 @@ class FakeRuntime:
             self.most_bytes, self.cache.bytes(self.cache.slots, self.cache.capacity)
         )
         self.calls.append((slot, [len(tokens) for tokens in token_ids]))
+        if generated and not self.same_products:
+            token_ids = [as_generated(tokens) for tokens in token_ids]
         chosen = []
         for row, tokens in enumerate(token_ids, start=slot):
             history = [*self.held(row), *tokens]

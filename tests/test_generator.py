@@ -632,8 +632,8 @@ class Wrapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
 
-    def forward(self, slot: int, token_ids: Any, every: bool = False) -> StepOutput:
-        output = self.runtime.forward(slot, token_ids, every)
+    def forward(self, slot: int, token_ids: Any, *more: bool) -> StepOutput:
+        output = self.runtime.forward(slot, token_ids, *more)
         self.pairs += len(token_ids) == 2 and slot == 0 and len(token_ids[0]) == 1
         if len(token_ids) != 2 or self.pairs != 2:
             return output

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MODEL, SPEED = "Model", "Speed and memory"
 _ENGINES = ("onnxruntime", "paddle", "auto")
-_PRECISIONS = ("fp32", "fp16", "int8", "int8_weight_only", "int4", "auto")
+_PRECISIONS = ("fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8", "auto")
 
 # Each option's type, and what typer is to know of it; names are those of `LoadingOptions`. That has
 # static_mode, too: Paddle's layers one by one are for who debugs them, in Python.
@@ -49,7 +49,7 @@ _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
         str,
         ["--precision"],
         {
-            "help": "fp32, fp16, int8, int8_weight_only, int4 or auto.",
+            "help": "fp32, fp16, int8, int8_weight_only, int4, int4_int8 or auto.",
             "rich_help_panel": MODEL,
             "show_default": "auto",
             "autocompletion": completing(_PRECISIONS),

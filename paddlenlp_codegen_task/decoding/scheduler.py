@@ -47,7 +47,7 @@ class Scheduler:
         """Run `batch_size` rows at once on `runtime`, which nothing else may use."""
         self.hooks: list[Callable[[Forward], None]] = []
         self._speculation = Speculation()
-        self.slots = Slots(runtime.cache, prefix_cache)
+        self.slots = Slots(runtime.cache, prefix_cache, prompts_only=not runtime.same_products)
         self._runtime = runtime
         self._admission = Admission(batch_size)
         self._starting = Starting(self.slots, self._admission)
@@ -376,7 +376,7 @@ class Scheduler:
     ) -> tuple[StepOutput, float]:
         """Run a step; return its output and how long it took."""
         start = time.perf_counter()
-        output = self._runtime.forward(slot, token_ids, every)
+        output = self._runtime.forward(slot, token_ids, every, kind != "prefill")
         seconds = time.perf_counter() - start
         for hook in list(self.hooks):
             try:

@@ -18,11 +18,15 @@ class Slots:
         prefix_cache: where keys and values of what leaves are kept; None for nowhere.
     """
 
-    def __init__(self, cache: KVCache, prefix_cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self, cache: KVCache, prefix_cache: PrefixCache | None = None, prompts_only: bool = False
+    ) -> None:
+        """Keep nothing of what is generated with `prompts_only`: see Runtime.same_products."""
         self.rows: list[Row] = []
         self.prefilling = 0
         self.prefix_cache = prefix_cache
         self._cache = cache
+        self._prompts_only = prompts_only
 
     @property
     def used(self) -> int:
@@ -58,6 +62,12 @@ class Slots:
         if self.prefix_cache is None or not token_ids:
             return 0
         return self.prefix_cache.restore(self._cache, slot, token_ids)
+
+    def restore_row(self, slot: int, row: Row) -> int:
+        """The same for a row that was set back, by all of its tokens that may come from there."""
+        if self._prompts_only:  # what it has generated another may have had in its prompt
+            return self.restore(slot, row.history[: len(row.request.prompt_ids) + 1])
+        return self.restore(slot, row.history)
 
     def cached(self, token_ids: Sequence[int]) -> bool:
         """Whether the prefix cache has the beginning of a sequence."""
@@ -131,5 +141,6 @@ class Slots:
         if self.prefix_cache is not None:
             row = self.rows[slot]
             # A beam's slot holds the prompt, and then not what the search has found.
-            held = row.request.prompt_ids if row.request.beams else row.history
+            prompt = row.request.beams or self._prompts_only
+            held = row.request.prompt_ids if prompt else row.history
             self.prefix_cache.save(self._cache, slot, held[: self._cache.length(slot)])

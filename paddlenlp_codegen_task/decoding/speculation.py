@@ -100,7 +100,9 @@ class DraftModel:
         if not kept:
             self._runtime.cache.reset()
         self._runtime.cache.truncate(0, kept)
-        output = extend(self._runtime, 0, [tokens[kept:]])
+        # Past its prompt a row brings a token or two.
+        generated = kept >= len(row.request.prompt_ids)
+        output = extend(self._runtime, 0, [tokens[kept:]], generated)
         drafted: list[int] = []
         while True:
             *_, context = contexts_after(row, drafted)

@@ -210,7 +210,7 @@ class Starting:
                 return False
             # One that was set back goes on from as much of its text as the cache has.
             self._slots.reserve(1, len(row.history), self._admission.expected())
-            held = self._slots.restore(self._slots.used, row.history)
+            held = self._slots.restore_row(self._slots.used, row)
             if held < len(start.request.prompt_ids):
                 return False
         self._slots.append(row, source)

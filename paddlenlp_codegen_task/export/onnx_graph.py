@@ -13,7 +13,13 @@ from onnx import TensorProto, helper
 from paddlenlp_codegen_task.export import quantize
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.export.onnx_attention import PLAIN_OPSET, PlainAttention
-from paddlenlp_codegen_task.export.onnx_files import COPY_FILE, GRAPH_FILE, WEIGHTS_FILE
+from paddlenlp_codegen_task.export.onnx_files import (
+    COPY_FILE,
+    GRAPH_FILE,
+    PHASES,
+    PREFILL_FILE,
+    WEIGHTS_FILE,
+)
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import Array, FusedWeights, rotary_tables
 
@@ -27,7 +33,8 @@ def save_graph(
 ) -> None:
     """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
 
-    Beside it goes copy.onnx, which copies a buffer of the caches into a larger one.
+    Beside it goes copy.onnx, which copies a buffer of the caches into a larger one; for a precision
+    of PHASES also prefill.onnx, the same step for prompts, which shares the weights that it can.
 
     With `on_gpu`, for ONNX Runtime's CUDA provider: what is not float32 as a whole computes, and
     keeps keys and values, in float16; float32 has attention from plain operators.
@@ -37,20 +44,34 @@ def save_graph(
     less 1) and `total_length` int32 (the largest of them plus 1); caches are 4-D and come out
     again as key_present_i and value_present_i, to be bound to the same memory.
     """
+    generated, prompts = PHASES.get(precision, (precision, ""))
+    stored: dict[str, Any] = {}
     with (folder / WEIGHTS_FILE).open("wb") as file:
-        builder = _GraphBuilder(file, weights.config, precision, on_gpu)
-        model = builder.build(weights)
-    (folder / GRAPH_FILE).write_bytes(model.SerializeToString())
+        builder = _GraphBuilder(file, stored, weights.config, generated, generated, on_gpu)
+        (folder / GRAPH_FILE).write_bytes(builder.build(weights).SerializeToString())
+        if prompts:  # of which the last token alone gets logits, as in a step
+            builder = _GraphBuilder(file, stored, weights.config, prompts, generated, on_gpu)
+            (folder / PREFILL_FILE).write_bytes(builder.build(weights).SerializeToString())
     (folder / COPY_FILE).write_bytes(_copy_model(builder.dtype).SerializeToString())
 
 
 class _GraphBuilder:
-    """Collects nodes; writes each weight to the file as it comes."""
+    """Collects nodes; writes each weight to the file as it comes, unless it is stored already."""
 
-    def __init__(self, file: BinaryIO, config: CodeGenConfig, precision: str, on_gpu: bool) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        stored: dict[str, Any],
+        config: CodeGenConfig,
+        precision: str,
+        head_precision: str,
+        on_gpu: bool,
+    ) -> None:
         self._file = file
+        self._stored = stored  # tensors that are in the file, by name
         self._config = config
         self._precision = precision
+        self._head_precision = head_precision
         half = precision == "fp16" or (on_gpu and precision != "fp32")
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self._element_type = helper.np_dtype_to_tensor_dtype(self.dtype)
@@ -64,7 +85,8 @@ class _GraphBuilder:
         config = self._config
         for name, table in zip(("rotary_cos", "rotary_sin"), rotary_tables(config), strict=True):
             self._weight(name, table)
-        self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
+        if config.n_layer > 1:
+            self._constant("qkv_and_inner", [3 * config.n_embd, config.n_inner])
         self._constant("flat", [-1, config.n_embd])
         self._constant("first", np.int64(0))
         self._constant("num_candidates", [min(NUM_CANDIDATES, config.vocab_size)])
@@ -82,11 +104,6 @@ class _GraphBuilder:
         hidden, update, bias = self._embedding(weights.wte()), "", ""
         for layer in range(config.n_layer):
             hidden, update, bias = self._block(weights, layer, hidden, update, bias)
-
-        hidden, update = (
-            self._node("Gather", [self._node("Reshape", [x, "flat"]), "output_rows"])
-            for x in (hidden, update)
-        )
         normed, _ = self._layer_norm("ln_f", *weights.ln_f(), hidden, update, bias)
         weight, lm_bias = weights.lm_head()
         logits = self._matmul("lm_head", normed, weight)
@@ -107,16 +124,27 @@ class _GraphBuilder:
         normed, hidden = self._layer_norm(
             name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
         )
-        fused = self._matmul(name + "w_in", normed, block.w_in)
-        qkv, inner = name + "qkv", name + "inner"
-        self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
-        attention = self._attention(qkv, layer)
+        if layer < self._config.n_layer - 1:
+            fused = self._matmul(name + "w_in", normed, block.w_in)
+            qkv, inner = name + "qkv", name + "inner"
+            self._node("Split", [fused, "qkv_and_inner"], [qkv, inner], axis=-1)
+            attention = self._attention(qkv, layer)
+        else:  # of the last, all but keys and values is needed for the output's rows alone
+            qkv_width = 3 * self._config.n_embd
+            qkv = self._matmul(name + "qkv", normed, block.w_in[:, :qkv_width])
+            attention = self._attention(qkv, layer)
+            normed, hidden, attention = map(self._output_rows, (normed, hidden, attention))
+            inner = self._matmul(name + "inner", normed, block.w_in[:, qkv_width:])
         inner = self._node(
             "FastGelu", [inner, self._weight(name + "b_in", block.b_in)], domain=_MICROSOFT
         )
         mixed = self._node("Concat", [attention, inner], axis=-1)
         update = self._matmul(name + "w_out", mixed, block.w_out)
         return hidden, update, self._weight(name + "b_out", block.b_out)
+
+    def _output_rows(self, x: str) -> str:
+        """The rows of x [B, T, n_embd] that logits are wanted of, [M, n_embd]."""
+        return self._node("Gather", [self._node("Reshape", [x, "flat"]), "output_rows"])
 
     def _grouped_attention(self, qkv: str, layer: int) -> str:
         """GroupQueryAttention of qkv [B, T, 3 * n_embd], which appends to a layer's caches."""
@@ -170,13 +198,15 @@ class _GraphBuilder:
         return outputs[0], outputs[3]
 
     def _matmul(self, name: str, x: str, weight: Array) -> str:
-        """Product of x with a weight [in, out], in the precision of the graph."""
-        if self._precision in ("fp32", "fp16"):
+        """Product of x with a weight [in, out], in the precision of the graph or of its head."""
+        head = name == "lm_head"
+        precision = self._head_precision if head else self._precision
+        if precision in ("fp32", "fp16"):
             return self._node("MatMul", [x, self._weight(name, weight)])
-        if self._precision == "int8":
+        if precision == "int8":
             return self._int8_matmul(name, x, weight)
         # Rounding lm_head costs more than all the rest (docs/quantization.md): it keeps 8 bits.
-        bits = 4 if self._precision == "int4" and name != "lm_head" else 8
+        bits = 4 if precision == "int4" and not head else 8
         values, scales = quantize.blockwise(weight, bits)
         return self._node(
             "MatMulNBits",
@@ -196,6 +226,7 @@ class _GraphBuilder:
         depend on its batch; here they cannot, as sums of integers are exact.
         """
         values, scales = quantize.per_channel(weight)
+        name += "_int8"  # beside the same weight in blocks
         largest = self._node("ReduceMax", [self._node("Abs", [x]), "row"], keepdims=1)
         # A row of zeros becomes NaN, then some integers, and zeros again by the last product.
         rows = self._node("Div", [x, largest])
@@ -232,7 +263,10 @@ class _GraphBuilder:
         self._tensors.append(onnx.numpy_helper.from_array(array, name))
 
     def _weight(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Write a weight to the file; floats in the graph's type."""
+        """Write a weight to the file, once; floats in the graph's type."""
+        if name in self._stored:
+            self._tensors.append(self._stored[name])
+            return name
         if value.dtype == np.float32:
             value = value.astype(self.dtype, copy=False)
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
@@ -243,6 +277,7 @@ class _GraphBuilder:
         for key, entry in where.items():
             tensor.external_data.add(key=key, value=str(entry))
         self._file.write(np.ascontiguousarray(value).data)
+        self._stored[name] = tensor
         self._tensors.append(tensor)
         return name
 

@@ -60,15 +60,22 @@ class Runtime(Protocol):
         cache: the keys and values of each slot.
         inputs: name, shape (None where it varies) and dtype of the graph's inputs.
         device_id: the GPU it runs on, None for the CPU.
+        same_products: whether a token's keys and values are those of the same products, be it a
+            prompt's or generated. Where not, only a prompt's may serve another prompt.
     """
 
     config: CodeGenConfig
     cache: KVCache
     inputs: list[tuple[str, list[int | None], str]]
     device_id: int | None
+    same_products: bool
 
     def forward(
-        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+        self,
+        slot: int,
+        token_ids: Sequence[Sequence[int]],
+        every: bool = False,
+        generated: bool = False,
     ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each.
 
@@ -76,6 +83,8 @@ class Runtime(Protocol):
             slot: the first slot; row i goes to slot + i, at that slot's own length.
             token_ids: one or more new tokens for each row.
             every: return the logits of every token instead; then there is one row only.
+            generated: whether the tokens, or drafts of them, come from the model; else they are a
+                prompt's. Not how many they are: a text must not depend on what runs beside it.
         """
 
     def close(self) -> None:
@@ -114,7 +123,9 @@ def prefill(runtime: Runtime, slot: int, prompts: Sequence[Sequence[int]]) -> St
     return extend(runtime, slot, prompts)
 
 
-def extend(runtime: Runtime, slot: int, token_ids: Sequence[Sequence[int]]) -> StepOutput:
+def extend(
+    runtime: Runtime, slot: int, token_ids: Sequence[Sequence[int]], generated: bool = False
+) -> StepOutput:
     """Append tokens to sequences in consecutive slots; one row is run in chunks if it is long.
 
     Returns:
@@ -123,12 +134,12 @@ def extend(runtime: Runtime, slot: int, token_ids: Sequence[Sequence[int]]) -> S
     if len(token_ids) == 1:
         [tokens] = token_ids
         while len(tokens) > PREFILL_CHUNK:
-            runtime.forward(slot, [tokens[:PREFILL_CHUNK]])
+            runtime.forward(slot, [tokens[:PREFILL_CHUNK]], False, generated)
             tokens = tokens[PREFILL_CHUNK:]
         token_ids = [tokens]
-    return runtime.forward(slot, token_ids)
+    return runtime.forward(slot, token_ids, False, generated)
 
 
 def decode(runtime: Runtime, token_ids: Sequence[int]) -> StepOutput:
     """Append one token to each of the slots 0 to len(token_ids) - 1."""
-    return runtime.forward(0, [[token_id] for token_id in token_ids])
+    return runtime.forward(0, [[token_id] for token_id in token_ids], False, True)

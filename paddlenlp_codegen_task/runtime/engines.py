@@ -16,7 +16,7 @@ MODULES = {
     "onnxruntime": "paddlenlp_codegen_task.runtime.onnx_inference",
 }
 EngineName = Literal["auto", "paddle", "onnxruntime"]
-Precision = Literal["auto", "fp32", "fp16", "int8", "int8_weight_only", "int4"]
+Precision = Literal["auto", "fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -121,8 +121,9 @@ def resolve_precision(
         )
     if precision == "fp16" and device_id is None:
         raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'fp32'")
-    if precision == "int8" and device_id is not None:  # no CUDA kernel multiplies its integers
-        raise ValueError(
-            "precision 'int8' needs a CPU; on a GPU use 'int8_weight_only' or 'int4', or 'fp16'"
+    if precision in ("int8", "int4_int8") and device_id is not None:
+        raise ValueError(  # no CUDA kernel multiplies their integers
+            f"precision {precision!r} needs a CPU; on a GPU use 'int8_weight_only' or 'int4', or "
+            "'fp16'"
         )
     return precision

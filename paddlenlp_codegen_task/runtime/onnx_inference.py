@@ -20,10 +20,11 @@ from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime import huge_pages
-from paddlenlp_codegen_task.runtime.base import StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput, pack
 from paddlenlp_codegen_task.runtime.cuda_graph import FixedMemory, FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import HostMemory, KVCache
 from paddlenlp_codegen_task.runtime.onnx_memory import DeviceMemory
+from paddlenlp_codegen_task.runtime.two_products import TwoProducts
 
 PRECISIONS = tuple(onnx_files.BYTES_PER_VALUE)
 _CUDA = "CUDAExecutionProvider"
@@ -31,6 +32,8 @@ _CUDA_OPTIONS = {
     "use_tf32": "0",  # by default fp32 is multiplied with 10 bits of fraction
     "arena_extend_strategy": "kSameAsRequested",  # by default it takes up to twice what is needed
 }
+# Microseconds that threads wait actively for their next work: more than lies between two steps.
+_SHORT_SPIN = "1000"
 _SMALL_OUTPUTS = ("candidates", "candidate_ids", "logsumexp")  # wanted on the host, every step
 _DTYPES = {
     "tensor(float)": "float32",
@@ -94,9 +97,15 @@ def load(
     num_threads: int,
     precision: str,
     cuda_graph: bool,
-) -> OnnxRuntime:
+) -> Runtime:
     """Load what `export` wrote, on a GPU or, if `device_id` is None, on the CPU."""
-    return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
+    if precision not in onnx_files.PHASES:
+        return OnnxRuntime(folder, config, device_id, num_threads, cuda_graph)
+    prompts, generated = (
+        OnnxRuntime(folder, config, None, num_threads, graph=graph, alternates=True)
+        for graph in (onnx_files.PREFILL_FILE, onnx_files.GRAPH_FILE)
+    )
+    return TwoProducts(prompts, generated)
 
 
 class OnnxRuntime:
@@ -108,6 +117,8 @@ class OnnxRuntime:
         device_id: the GPU it runs on, None for the CPU.
     """
 
+    same_products = True  # one graph runs everything
+
     def __init__(
         self,
         folder: Path,
@@ -115,10 +126,13 @@ class OnnxRuntime:
         device_id: int | None,
         num_threads: int,
         cuda_graph: bool = False,
+        graph: str = onnx_files.GRAPH_FILE,
+        alternates: bool = False,
     ) -> None:
-        """Load the graph in `folder` on a GPU, or on the CPU if `device_id` is None.
+        """Load a graph of `folder` on a GPU, or on the CPU if `device_id` is None.
 
-        With `cuda_graph`, decode steps are captured as CUDA graphs and replayed.
+        With `cuda_graph`, decode steps are captured as CUDA graphs and replayed. With `alternates`
+        another session runs between steps: threads of this one are not to be in its way.
         """
         self.config = config
         self.device_id = device_id
@@ -128,11 +142,13 @@ class OnnxRuntime:
         # Without VNNI, 8-bit products of unsigned by signed saturate at 16 bits: take slower, exact
         # ones. On processors that have it this changes nothing.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if alternates:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", _SHORT_SPIN)
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:
             _load_cuda()
             providers.insert(0, (_CUDA, {"device_id": device_id, **_CUDA_OPTIONS}))
-        path = str(folder / onnx_files.GRAPH_FILE)
+        path = str(folder / graph)
         with huge_pages.advised():
             self._session = onnxruntime.InferenceSession(
                 path, options, _capturing(providers) if cuda_graph else providers
@@ -164,7 +180,11 @@ class OnnxRuntime:
         self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
 
     def forward(
-        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+        self,
+        slot: int,
+        token_ids: Sequence[Sequence[int]],
+        every: bool = False,
+        generated: bool = False,
     ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._session is None:

@@ -257,6 +257,8 @@ class PaddleRuntime:
         device_id: the GPU it runs on, None for the CPU.
     """
 
+    same_products = True  # one graph runs everything
+
     def __init__(
         self, graph: Graph, config: CodeGenConfig, device_id: int | None, dtype: str
     ) -> None:
@@ -268,7 +270,11 @@ class PaddleRuntime:
         self._bound: tuple[int, int, int] | None = None  # version of the buffers, slot and rows
 
     def forward(
-        self, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
+        self,
+        slot: int,
+        token_ids: Sequence[Sequence[int]],
+        every: bool = False,
+        generated: bool = False,
     ) -> StepOutput:
         """Append tokens to consecutive slots and return the last token's logits of each."""
         if self._graph is None:

@@ -204,7 +204,7 @@ _ONE_OF = {
     "decode_strategy": {"sampling", "greedy_search", "beam_search"},
     "prompt_overflow": {"error", "truncate_left"},
     "engine": {"auto", "onnxruntime", "paddle"},
-    "precision": {"auto", "fp32", "fp16", "int8", "int8_weight_only", "int4"},
+    "precision": {"auto", "fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8"},
 }
 
 GENERATION = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fake_runtime import EOS, VOCAB, FakeRuntime, next_token
+from fake_runtime import EOS, VOCAB, FakeRuntime, as_generated, next_token
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_probe import request
@@ -78,10 +78,13 @@ prompts = st.lists(
 )
 
 
-def expected_of(prompt: list[int], most: int) -> list[int]:
+def expected_of(prompt: list[int], most: int, same_products: bool = True) -> list[int]:
     """What a prompt gives without anything beside it."""
     found: list[int] = []
-    while len(found) < most and (token := next_token([*prompt, *found])) != EOS:
+    while len(found) < most:
+        held = [*prompt, *(found if same_products else as_generated(found))]
+        if (token := next_token(held)) == EOS:
+            break
         found.append(token)
     return found
 
@@ -143,3 +146,46 @@ def test_a_completion_is_kept_as_well_as_its_prompt():
     scheduler.add(asked([*prompt, *row, 7], 1, Batch(1)))
     run(scheduler)
     assert runtime.calls == [(0, [2])]  # the last token of the completion, and the new one
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts, st.integers(1, 4), st.integers(0, 12), st.lists(st.integers(1, 60), max_size=4))
+def test_no_prompt_gets_what_others_have_generated(
+    work: list[tuple[int, int, int]], batch_size: int, blocks: int, breaks: list[int]
+):
+    """Where that has other products: neither the next turn does, nor a row that was set back."""
+    runtime, cache = FakeRuntime(batch_size), PrefixCache(blocks * BYTES)
+    runtime.same_products = False
+    scheduler = Scheduler(runtime, batch_size, cache)
+    texts = [[*ids(4 * BLOCK, seed)[:length], *ids(tail, 9)] for seed, length, tail in work]
+    for _ in range(2):
+        batch, steps, found = Batch(batch_size), 0, list[Finished]()
+        for text in texts:
+            scheduler.add(asked(text, 40, batch))
+        while scheduler.has_work:
+            found += [one for one in scheduler.step() if isinstance(one, Finished)]
+            steps += 1
+            if steps in breaks:
+                for one in scheduler.requests:
+                    scheduler.hold(one)
+                    scheduler.release(one)
+        assert len(found) == len(texts)
+        for one in found:
+            prompt = list(one.request.prompt_ids)
+            assert one.rows[0].token_ids == expected_of(prompt, 40, same_products=False)
+        texts += [[*one.request.prompt_ids, *one.rows[0].token_ids, 7] for one in found]
+
+
+def test_a_completion_s_own_products_are_run_again_as_a_prompt():
+    runtime, text = FakeRuntime(1), ids(BLOCK)
+    runtime.same_products = False
+    while len(expected_of(text, 2 * BLOCK, same_products=False)) < 2 * BLOCK:
+        text = [*text[1:], text[0] % (VOCAB - 1) + 1]
+    scheduler = Scheduler(runtime, 1, PrefixCache(99 * BYTES))
+    scheduler.add(asked(text, 2 * BLOCK, Batch(1)))
+    [end] = run(scheduler)
+    runtime.calls.clear()
+    following = [*text, *end.rows[0].token_ids, 7]
+    scheduler.add(asked(following, 1, Batch(1)))
+    run(scheduler)
+    assert runtime.calls == [(0, [len(following) - BLOCK])]  # the prompt alone was kept

@@ -135,10 +135,12 @@ class Poisoned(FakeRuntime):
 
         self.cache.erase = spy  # type: ignore[method-assign]
 
-    def forward(self, slot: int, token_ids: Rows[Rows[int]], every: bool = False) -> StepOutput:
+    def forward(
+        self, slot: int, token_ids: Rows[Rows[int]], every: bool = False, generated: bool = False
+    ) -> StepOutput:
         # 0 weights times what is there would be NaN.
         assert not self.left
-        output = super().forward(slot, token_ids, every)
+        output = super().forward(slot, token_ids, every, generated)
         history = self.held(slot)
         broken = np.zeros(len(output.logsumexp), bool)
         for n in range(len(broken)):
@@ -345,9 +347,12 @@ class Chain:
         self.logits, self.fake = logits, FakeRuntime(1)
         self.cache = self.fake.cache
         self.config = self.fake.config
+        self.same_products = True
 
-    def forward(self, slot: int, token_ids: Rows[Rows[int]], every: bool = False) -> StepOutput:
-        self.fake.forward(slot, token_ids, every)
+    def forward(
+        self, slot: int, token_ids: Rows[Rows[int]], every: bool = False, generated: bool = False
+    ) -> StepOutput:
+        self.fake.forward(slot, token_ids, every, generated)
         [tokens] = token_ids
         rows = self.logits[list(tokens if every else tokens[-1:])]
         ids = np.argsort(-rows, axis=1, kind="stable")[:, :3]

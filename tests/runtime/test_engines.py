@@ -48,8 +48,11 @@ def test_precisions_of_a_gpu() -> None:
     assert (resolved("auto", None), resolved("auto", 0)) == ("fp32", "fp16")
     for precision in ("fp32", "fp16", "int8_weight_only", "int4"):
         assert resolved(precision, 0) == precision
-    with pytest.raises(ValueError, match=r"^precision .int8. needs a CPU; on a GPU use"):
-        resolved("int8", 0)
+    for precision in ("int8", "int4_int8"):
+        assert resolved(precision, None) == precision
+        message = f"^precision '{precision}' needs a CPU; on a GPU use 'int8_weight_only' or 'int4'"
+        with pytest.raises(ValueError, match=message):
+            resolved(precision, 0)
 
 
 def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

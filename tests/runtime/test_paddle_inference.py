@@ -144,9 +144,9 @@ def test_prefill_runs_a_long_prompt_in_chunks(
 ):
     lengths, forward = [], runtime.forward
 
-    def spy(slot: int, token_ids: list[list[int]]) -> StepOutput:
+    def spy(slot: int, token_ids: list[list[int]], *more: bool) -> StepOutput:
         lengths.append([len(row) for row in token_ids])
-        return forward(slot, token_ids)
+        return forward(slot, token_ids, *more)
 
     monkeypatch.setattr(runtime, "forward", spy)
     token_ids = ids(2 * PREFILL_CHUNK + 10)
