@@ -70,7 +70,7 @@ class FakeRuntime:
         self.config = config
         self.cache = KVCache(config, FakeMemory())
         self.device_id = None
-        self.inputs: list[Any] = []
+        self.inputs: list[Any] = [("key_cache_0", [None, 1, None, 1], "float32")]
         self.calls: list[tuple[int, list[int]]] = []
         self.most_rows = most_rows
         self.most_bytes = 0
