@@ -45,7 +45,7 @@ from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
 
 PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4")
 KV_INT8 = {f"{one}, KV int8": one for one in ("fp32", "int4")}
-ROOMS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
+ROOMS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 NEW_TOKENS, PROMPT_TOKENS = 64, 64
 BLOCKS = (32, 64, 128)
 PARTS = ("precisions", "kv", "int4", "outliers", "layer")

@@ -48,7 +48,7 @@ _NO_ADAPTER = "none"
 # Largest difference of an export's logits from the reference, over their standard deviation. A
 # graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "int8": 2.0, "int8_weight_only": 2.0, "int4": 3.0}
-_KV_TOLERANCE = 0.5  # more, with keys and values in 8 bits
+_KV_TOLERANCE = 2.0  # at least, with keys and values in 8 bits
 
 
 class Described(Protocol):
@@ -140,7 +140,7 @@ class _Weights:
         texts, tolerance = None, _TOLERANCE[self.precision]
         if self.kv_precision == "int8":
             texts = calibration.token_ids(tokenizer, self.weights.config)
-            tolerance += _KV_TOLERANCE
+            tolerance = max(tolerance, _KV_TOLERANCE)
         why = _why(self.engine_name, self.device_id) if self.auto else ""
         logger.info("exporting %s to a static graph in %s%s", self.folder, self.precision, why)
         for path in _copied_files(self.folder):

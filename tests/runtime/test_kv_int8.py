@@ -80,7 +80,7 @@ def test_logits_are_those_of_a_float_cache(
     runtime.close()
 
 
-@pytest.mark.parametrize("room", [0.3, 20])  # much is cut off; much is reached for in vain
+@pytest.mark.parametrize("room", [0.3, 40])  # much is cut off; much is reached for in vain
 def test_a_wrong_scale_shows(
     float_logits: dict[str, np.ndarray],
     tmp_path: Path,
@@ -144,12 +144,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(checkpoint: Path, home_path: Path, **options: Any) -> CodeGenerator:
     options = {"kv_precision": "int8", "engine": "onnxruntime", "num_threads": 1, **options}
     return CodeGenerator.from_pretrained(
-        checkpoint, home_path=home_path, device="cpu", max_length=48, truncation=None, **options
+        checkpoint, home_path=home_path, device="cpu", max_length=24, truncation=None, **options
     )
 
 
 GREEDY: Any = {"decode_strategy": "greedy_search"}
-BEAMS: Any = {"decode_strategy": "beam_search", "num_beams": 3, "max_length": 12}
+BEAMS: Any = {"decode_strategy": "beam_search", "num_beams": 3, "max_length": 8}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -180,9 +180,9 @@ def test_what_is_guessed_ahead_or_kept_changes_no_text(checkpoint: Path, home_pa
 
 def test_a_budget_holds_four_times_as_much(checkpoint: Path, home_path: Path) -> None:
     with generator(checkpoint, home_path, kv_precision="auto") as model:
-        budget = model._model.runtime.cache.bytes(2, 32)
-    options: Any = {"kv_cache_bytes": budget, "batch_size": 8}
-    with pytest.raises(ValueError, match=r"^batch_size \(8\): the keys and values of so many"):
+        budget = model._model.runtime.cache.bytes(1, 32)
+    options: Any = {"kv_cache_bytes": budget, "batch_size": 64}
+    with pytest.raises(ValueError, match=r"^batch_size \(64\): the keys and values of so many"):
         generator(checkpoint, home_path, kv_precision="auto", **options)
     with generator(checkpoint, home_path, **options) as model:
         assert len(model.generate(PROMPTS, **{**GREEDY, "max_length": 4})) == len(PROMPTS)
@@ -202,7 +202,7 @@ def test_an_export_says_what_it_keeps(checkpoint: Path, home_path: Path) -> None
                 with pytest.raises(ValueError, match=r"^kv_precision: .* for 'fp32', not 'int8'$"):
                     CodeGenerator.from_export(model.folder, kv_precision=option)
                 continue
-            options: Any = {"kv_precision": option, "max_length": 48, "truncation": None}
+            options: Any = {"kv_precision": option, "max_length": 24, "truncation": None}
             with CodeGenerator.from_export(model.folder, device="cpu", **options) as deployed:
                 assert deployed.kv_precision == kept
                 assert deployed.generate("x", **GREEDY) == expected
@@ -219,7 +219,7 @@ def test_an_export_says_what_it_keeps(checkpoint: Path, home_path: Path) -> None
             "^kv_precision 'int8' needs engine='onnxruntime' on a CPU$",
         ),
         ({"kv_precision": "fp8"}, ValueError, "^kv_precision must be one of 'auto', 'int8', got"),
-        ({"kv_precision": 8}, TypeError, "^kv_precision must be"),
+        ({"kv_precision": 8}, ValueError, "^kv_precision must be one of 'auto', 'int8', got 8$"),
         ({"kv_cache_dtype": "int8"}, TypeError, "use kv_precision$"),
     ],
 )
