@@ -32,7 +32,7 @@ CONFIG = CodeGenConfig(
     eos_token_id=256,
 )
 # Largest difference of logits from those of a float cache, over their standard deviation.
-TOLERANCE = 0.15
+TOLERANCE = 0.2
 PROMPTS = ["def f(x):\n    return", "x", "import os\nimport sys\n" * 3, "class A:", "#", "y = 1\n"]
 
 
@@ -80,7 +80,7 @@ def test_logits_are_those_of_a_float_cache(
     runtime.close()
 
 
-@pytest.mark.parametrize("room", [0.3, 40])  # much is cut off; much is reached for in vain
+@pytest.mark.parametrize("room", [0.3, 60])  # much is cut off; much is reached for in vain
 def test_a_wrong_scale_shows(
     float_logits: dict[str, np.ndarray],
     tmp_path: Path,
