@@ -125,8 +125,10 @@ def _exports(home: Path) -> Iterator[Export]:
             made_from = store.read_manifest(folder)["made_from"]
         except store.ExportError as error:
             problem = str(error)
-        parts = [made_from.get(one, "?") for one in ("engine", "precision", "kv_precision")]
-        yield Export(name, *parts, str(folder), copying.folder_bytes(folder), problem)
+        known = ("engine", "precision", "kv_precision")
+        engine, precision, kv_precision = (made_from.get(one, "?") for one in known)
+        size = copying.folder_bytes(folder)
+        yield Export(name, engine, precision, kv_precision, str(folder), size, problem)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
