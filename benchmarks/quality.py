@@ -6,13 +6,15 @@
 
 - bits per byte and next-token choices with the true text before every token, against fp32;
 - greedy completions, token by token, against those of fp32;
+- the same two with keys and values in 8 bits, and what their scales' reach does to that;
 - 4 bits a weight in blocks of several sizes, with lm_head in 4 or 8 bits;
 - outliers: a few dimensions of every LayerNorm's output times a factor and the rows of the weights
   behind them divided by it, which changes nothing in fp32;
 - the same factors in one layer of 6B's and 16B's width with random weights that are not divided.
 
 Writes JSON and prints the tables of docs/quantization.md. All graphs of a part are in memory at
-once: twice the size of the float32 weights for `--parts precisions`, seven times for int4.
+once: three times the size of the float32 weights for `--parts precisions`, seven times for int4,
+nine times for kv.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import onnxruntime
 from compare import machine
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.export import onnx_graph
+from paddlenlp_codegen_task.export import calibration, kv_scales, onnx_graph
 from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE, PREFILL_FILE
 from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
@@ -42,9 +44,11 @@ from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
 
 PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4", "int4_int8")
+KV_INT8 = {f"{one}, KV int8": one for one in ("fp32", "int4")}
+ROOMS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 NEW_TOKENS, PROMPT_TOKENS = 64, 64
 BLOCKS = (32, 64, 128)
-PARTS = ("precisions", "int4", "outliers", "layer")
+PARTS = ("precisions", "kv", "int4", "outliers", "layer")
 FACTORS = (1, 10, 30, 100)
 FLOAT8, FLOAT4 = (f"{bits}-bit weights, float activations" for bits in (8, 4))
 # From 6.7B parameters on, 6 dimensions are outliers in nearly all tokens, up to about 100 times
@@ -160,18 +164,28 @@ class Graph:
             if (folder / name).exists()
         ]
         self._config = config
+        types = {one.name: one.type for one in self._sessions[0].get_inputs()}
+        self._kept: Any = np.int8 if types["key_cache_0"] == "tensor(int8)" else np.float32
+        self._at_ends = self._codes = 0
 
     @classmethod
-    def of(cls, weights: Any, precision: str, threads: int) -> Graph:
+    def of(
+        cls, weights: Any, precision: str, threads: int, texts: list[list[int]] | None = None
+    ) -> Graph:
         with tempfile.TemporaryDirectory() as folder:
-            onnx_graph.save_graph(weights, Path(folder), precision)
+            onnx_graph.save_graph(weights, Path(folder), precision, calibration=texts)
             return cls(Path(folder), weights.config, threads)
+
+    @property
+    def at_ends(self) -> float:
+        """The share of all keys and values in 8 bits that are the largest or least there are."""
+        return self._at_ends / self._codes
 
     def logits(self, token_ids: list[int]) -> Array:
         """Logits [T, vocab_size] of all T tokens from the beginning of a context."""
         config, length = self._config, len(token_ids)
         names = [f"{kind}_{{}}_{n}" for n in range(config.n_layer) for kind in ("key", "value")]
-        empty = np.zeros((1, config.n_head, length, config.head_dim), np.float32)
+        empty = np.zeros((1, config.n_head, length, config.head_dim), self._kept)
         caches, logits = [empty] * len(names), []
         ends = (length // 2, length) if len(self._sessions) == 2 else (length,)
         for session, start, end in zip(self._sessions, (0, *ends), ends, strict=False):
@@ -187,6 +201,10 @@ class Graph:
             wanted = ["logits", *(name.format("present") for name in names)]
             found, *caches = session.run(wanted, inputs)
             logits.append(found)
+        if self._kept is np.int8:
+            for one in caches:
+                self._at_ends += int(((one == 127) | (one == -128)).sum())
+                self._codes += one.size
         return cast(Array, np.concatenate(logits))
 
 
@@ -278,22 +296,40 @@ def of_precisions(
 ) -> dict[str, dict[str, float]]:
     """Every precision as users get it."""
     graphs, completions = {}, {}
+    ways = {one: (one, "auto") for one in PRECISIONS}
+    ways |= {name: (precision, "int8") for name, precision in KV_INT8.items()}
     with tempfile.TemporaryDirectory() as home:
-        for precision in PRECISIONS:
+        for name, (precision, kv_precision) in ways.items():
             with CodeGenerator.from_pretrained(
                 folder,
                 engine="onnxruntime",
-                precision=precision,
+                precision=cast(Any, precision),
+                kv_precision=cast(Any, kv_precision),
                 device="cpu",
                 home_path=home,
                 num_threads=threads,
             ) as generator:
-                completions[precision] = greedy(generator, prompts)
-                graphs[precision] = Graph(generator.folder, generator.config, threads)
+                completions[name] = greedy(generator, prompts)
+                graphs[name] = Graph(generator.folder, generator.config, threads)
         found = measure(graphs, pieces, Tokenizer.from_folder(folder))
-    for precision in PRECISIONS:
-        found[precision] |= agreement(completions[precision], completions["fp32"])
+    for name in ways:
+        found[name] |= agreement(completions[name], completions["fp32"])
     return found
+
+
+def of_kv(
+    weights: FusedWeights, pieces: list[list[int]], tokenizer: Tokenizer, threads: int
+) -> list[dict[str, float]]:
+    """Keys and values in 8 bits, with scales that reach less far and farther."""
+    texts = calibration.token_ids(tokenizer, weights.config)
+    graphs, room = {"fp32": Graph.of(weights, "fp32", threads)}, kv_scales.ROOM
+    try:
+        for kv_scales.ROOM in ROOMS:
+            graphs[str(kv_scales.ROOM)] = Graph.of(weights, "fp32", threads, texts)
+    finally:
+        kv_scales.ROOM = room
+    found = measure(graphs, pieces, tokenizer)
+    return [{"room": one, "at_ends": graphs[str(one)].at_ends, **found[str(one)]} for one in ROOMS]
 
 
 def of_int4(
@@ -371,6 +407,12 @@ def print_results(results: dict[str, Any]) -> None:
             same = [f"{one['all_equal']:.0%}", f"{one['equal_tokens']:.0f}"]
             rows.append([name, f"{one['bits_per_byte']:.4f}", *against_fp32(one), *same])
         print_table(["Precision", "Bits per byte", *compared, "All equal", "Equal tokens"], rows)
+    if "kv" in results:
+        rows = [
+            [f"{one['room']:g}", f"{one['at_ends']:.4%}", *against_fp32(one)]
+            for one in results["kv"]
+        ]
+        print_table(["Reach", "At its ends", *compared], rows)
     if "int4" in results:
         rows = [
             [str(one["block"]), str(one["head_bits"]), *against_fp32(one)]
@@ -422,6 +464,8 @@ def main() -> None:
         results["precisions"] = of_precisions(folder, pieces, prompts, threads)
     with open_checkpoint(folder) as checkpoint:
         weights = FusedWeights(checkpoint, config)
+        if "kv" in options.parts:
+            results["kv"] = of_kv(weights, pieces, tokenizer, threads)
         if "int4" in options.parts:
             results["int4"] = of_int4(weights, pieces, tokenizer, threads)
         if "outliers" in options.parts:

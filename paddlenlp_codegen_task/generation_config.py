@@ -94,9 +94,10 @@ class GenerationConfig:
         ignore_eos: never choose an end-of-text token.
         prompt_lookup: when one sequence runs alone, guess its next tokens from repetitions in the
             prompt and the completion, and verify them in one step. None: in fp32, where it changes
-            the speed only. In lower precisions a step of several tokens rounds so differently from
-            one of a single token that now and then another token is chosen, and how many tokens
-            are guessed depends on the time steps take: a seed then does not repeat exactly.
+            the speed only. In lower precisions, of keys and values too, a step of several tokens
+            rounds so differently from one of a single token that now and then another token is
+            chosen, and how many tokens are guessed depends on the time steps take: a seed then
+            does not repeat exactly.
         prompt_overflow: what to do with a prompt that leaves no room for max_length tokens in the
             context: "error", or "truncate_left" to drop its beginning; of an infill's texts, what
             is furthest from the middle.

@@ -113,11 +113,12 @@ class CodeGenerator:
             name_or_path: a model's name ("Salesforce/codegen-350M-mono"), a folder with a
                 checkpoint, or "builtin". None: Salesforce/codegen-350M-mono if it is here or can
                 be downloaded, else the built-in model, with a warning.
-            **options: engine, precision, device, num_threads, home_path, from_hf_hub,
-                static_mode, cuda_graph; qkv_groups (in how many groups of rows the checkpoint
-                stores qkv_proj, where its config.json does not tell); adapter (a LoRA adapter's
-                folder, or repository of the Hugging Face hub: it is merged into the weights);
-                batch_size (most sequences that run at once);
+            **options: engine, precision, kv_precision (that of keys and values: "int8", a quarter
+                of their memory, or "auto", as the graph computes), device, num_threads,
+                home_path, from_hf_hub, static_mode, cuda_graph; qkv_groups (in how many groups of
+                rows the checkpoint stores qkv_proj, where its config.json does not tell); adapter
+                (a LoRA adapter's folder, or repository of the Hugging Face hub: it is merged into
+                the weights); batch_size (most sequences that run at once);
                 kv_cache_bytes (most memory for keys and values of what runs: whoever does not fit
                 waits; None for half of what is free on the device once the model is loaded);
                 prefix_cache_bytes (memory for the keys and values of earlier texts: a prompt that
@@ -192,6 +193,12 @@ class CodeGenerator:
     def precision(self) -> str:
         """What the model runs in, never "auto"."""
         return self._model.precision
+
+    @property
+    def kv_precision(self) -> str:
+        """What keys and values are kept in: "fp32", "fp16" or "int8"."""
+        dtypes = {name: dtype for name, _, dtype in self.inputs}
+        return {"float32": "fp32", "float16": "fp16", "int8": "int8"}[dtypes["key_cache_0"]]
 
     @property
     def inputs(self) -> list[tuple[str, list[int | None], str]]:
@@ -461,7 +468,7 @@ class CodeGenerator:
     def _new_drafters(self, config: GenerationConfig) -> list[Drafter]:
         wanted = config.prompt_lookup
         if wanted is None:
-            wanted = self._model.precision == "fp32"
+            wanted = (self.precision, self.kv_precision) == ("fp32", "fp32")
         drafters: list[Drafter] = [PromptLookup()] if wanted else []
         return drafters if self._drafter is None else [*drafters, self._drafter]
 

@@ -18,6 +18,7 @@ class LoadOptions:
 
     engine: engines.EngineName = "auto"
     precision: engines.Precision = "auto"
+    kv_precision: engines.KVPrecision = "auto"
     device: str = "auto"
     num_threads: int | None = None
     home_path: str | os.PathLike[str] | None = None
@@ -32,6 +33,7 @@ class LoadOptions:
         found: dict[str, Any] = {
             "engine": checks.choice("engine", self.engine, engines.ENGINES),
             "precision": checks.choice("precision", self.precision, engines.PRECISIONS),
+            "kv_precision": checks.choice("kv_precision", self.kv_precision, engines.KV_PRECISIONS),
             "device": device.checked(self.device),
         }
         for name in ("from_hf_hub", "static_mode", "cuda_graph"):

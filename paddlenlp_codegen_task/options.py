@@ -17,7 +17,7 @@ from paddlenlp_codegen_task.generation_config import (
 )
 from paddlenlp_codegen_task.load_options import LoadOptions, checked_model
 from paddlenlp_codegen_task.option_names import check_option_names
-from paddlenlp_codegen_task.runtime.engines import EngineName, Precision
+from paddlenlp_codegen_task.runtime.engines import EngineName, KVPrecision, Precision
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -73,6 +73,7 @@ class LoadingOptions(CallOptions, total=False):
 
     engine: EngineName
     precision: Precision
+    kv_precision: KVPrecision
     device: str
     num_threads: int | None
     home_path: str | os.PathLike[str] | None

@@ -76,7 +76,7 @@ class FakeRuntime:
         self.config = config
         self.cache = KVCache(config, FakeMemory())
         self.device_id = None
-        self.inputs: list[Any] = []
+        self.inputs: list[Any] = [("key_cache_0", [None, 1, None, 1], "float32")]
         self.same_products = True
         self.calls: list[tuple[int, list[int]]] = []
         self.most_rows = most_rows

@@ -489,11 +489,31 @@ def test_quality(
     # Of weights alone: how much activations lose is chance in a random model of few windows.
     assert 0 < kl["int8_weight_only"] < kl["int4"]
     assert kl["int8"] > kl["int8_weight_only"]
+    assert 0 < kl["fp32, KV int8"] < kl["int4"]
+    reaches = {one["room"]: one for one in results["kv"]}
+    assert reaches[0.5]["at_ends"] > reaches[2.0]["at_ends"] >= reaches[4.0]["at_ends"]
+    assert reaches[0.5]["kl"] > reaches[2.0]["kl"]
     assert len(results["int4"]) == 6
     assert set(results["outliers"]["factors"]) == {"1", "10", "30", "100"}
     assert set(results["layer"]) == {"6B", "16B"}
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ---")]
-    assert len(tables) == 5
+    assert len(tables) == 6
+
+
+def test_kv_precision(
+    run: Callable[..., None], checkpoint: Path, home_path: Path, tmp_path: Path
+) -> None:
+    run(
+        "kv_precision.py",
+        checkpoint,
+        *("--precision", "fp32", "--out", tmp_path, "--home", home_path),
+        *("--rounds", 1, "--longest", 300, "--threads", 1),
+    )
+    results = only_json(tmp_path)
+    floats, few = results["auto"], results["int8"]
+    assert floats["cache_bytes"]["128"] == 4 * few["cache_bytes"]["128"]
+    assert set(floats["seconds"]) == {"decode_1_128", "decode_8_128", "prefill_256"}
+    assert min(*floats["seconds"].values(), *few["seconds"].values()) > 0
 
 
 def test_engine(

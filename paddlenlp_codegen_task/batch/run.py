@@ -195,7 +195,8 @@ def made_of(source: Source, found: Described, config: GenerationConfig) -> dict[
     model = {"name": found.name, "precision": found.precision}
     try:
         made_from = store.read_manifest(found.folder)["made_from"]
-        model |= {part: made_from.get(part) for part in ("engine", "weights", "files")}
+        parts = ("engine", "kv_precision", "weights", "files")
+        model |= {part: made_from.get(part) for part in parts}
     except store.ExportError:  # without a static graph
         model["folder"] = str(found.folder.resolve())
     return {

@@ -33,7 +33,7 @@ _BYTES = re.compile(r"([0-9]+)\s*(|[kmgt])(?:i?b)?", re.IGNORECASE)
 # beginning of an error or before "=".
 _OF_LOADING = ["batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model", "home_path"]
 _OF_LOADING += ["num_threads", "engine", "precision", "device", "static_mode", "cuda_graph"]
-_OF_LOADING += ["qkv_groups", "adapter"]
+_OF_LOADING += ["qkv_groups", "adapter", "kv_precision"]
 _NAMES = {
     **dict.fromkeys(("name_or_path", "task_path"), "--model"),
     **{

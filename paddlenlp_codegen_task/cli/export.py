@@ -46,14 +46,16 @@ def export(
             "model": name,
             "engine": made_from["engine"],
             "precision": made_from["precision"],
+            "kv_precision": made_from["kv_precision"],
             "bytes": copying.folder_bytes(target),
         }
         if not copied:
             say(f"{target} is this export already: nothing was written")
+        kept = ", KV int8" if found["kv_precision"] == "int8" else ""
         if as_json:
             write(json.dumps(found) + "\n")
         else:
             write(
-                f"{found['folder']}: {name}, {found['engine']}, {found['precision']}, "
+                f"{found['folder']}: {name}, {found['engine']}, {found['precision']}{kept}, "
                 f"{size_of(found['bytes'])}\n"
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MODEL, SPEED = "Model", "Speed and memory"
 _ENGINES = ("onnxruntime", "paddle", "auto")
 _PRECISIONS = ("fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8", "auto")
+_KV_PRECISIONS = ("int8", "auto")
 
 # Each option's type, and what typer is to know of it; names are those of `LoadingOptions`. That has
 # static_mode, too: Paddle's layers one by one are for who debugs them, in Python.
@@ -53,6 +54,17 @@ _OPTIONS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
             "rich_help_panel": MODEL,
             "show_default": "auto",
             "autocompletion": completing(_PRECISIONS),
+        },
+    ),
+    "kv_precision": (
+        str,
+        ["--kv-precision"],
+        {
+            "help": "int8, a quarter of the memory of keys and values (onnxruntime on a CPU), or "
+            "auto.",
+            "rich_help_panel": MODEL,
+            "show_default": "auto",
+            "autocompletion": completing(_KV_PRECISIONS),
         },
     ),
     "device": (

@@ -36,6 +36,7 @@ class Export:
     name: str
     engine: str
     precision: str
+    kv_precision: str
     folder: str
     bytes: int
     problem: str | None
@@ -83,6 +84,8 @@ def models(
         for export in exported:
             where = f"{export.folder} ({export.problem})" if export.problem else export.folder
             what = f"{export.engine} {export.precision}"
+            if export.kv_precision == "int8":
+                what += ", KV int8"
             rows.append((export.name, what, size_of(export.bytes), where))
         write(_table(rows) if exported else f"Nothing is exported in {home}.\n")
 
@@ -116,15 +119,16 @@ def _exports(home: Path) -> Iterator[Export]:
             continue
         folders.clear()
         name = folder.relative_to(root).parent.as_posix()
-        engine = precision = "?"
+        made_from: dict[str, str] = {}
         problem = None
         try:
             made_from = store.read_manifest(folder)["made_from"]
-            engine, precision = made_from.get("engine", "?"), made_from.get("precision", "?")
         except store.ExportError as error:
             problem = str(error)
+        known = ("engine", "precision", "kv_precision")
+        engine, precision, kv_precision = (made_from.get(one, "?") for one in known)
         size = copying.folder_bytes(folder)
-        yield Export(name, engine, precision, str(folder), size, problem)
+        yield Export(name, engine, precision, kv_precision, str(folder), size, problem)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

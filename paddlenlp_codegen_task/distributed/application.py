@@ -39,6 +39,7 @@ class Arguments(BaseModel):
     model: str | None = None
     engine: str | None = None
     precision: str | None = None
+    kv_precision: str | None = None
     device: str | None = None
     from_hf_hub: bool | None = None
     draft_model: str | None = None
@@ -70,8 +71,8 @@ class Arguments(BaseModel):
 
 # Options of `CodeGenerator.from_pretrained` among them.
 LOADING = (
-    *("model", "engine", "precision", "device", "from_hf_hub", "draft_model", "adapter"),
-    *("qkv_groups", "home_path", "cuda_graph", "batch_size", "num_threads"),
+    *("model", "engine", "precision", "kv_precision", "device", "from_hf_hub", "draft_model"),
+    *("adapter", "qkv_groups", "home_path", "cuda_graph", "batch_size", "num_threads"),
     *("kv_cache_bytes", "prefix_cache_bytes"),
 )
 

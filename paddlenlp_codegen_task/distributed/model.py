@@ -23,7 +23,9 @@ from paddlenlp_codegen_task.runtime import device
 PART = 64 << 20  # bytes of a file that are one object of Ray's store
 
 # What an export is made by; it says so itself.
-_OF_EXPORTING = ("model", "engine", "precision", "from_hf_hub", "qkv_groups", "adapter")
+_OF_EXPORTING = (
+    *("model", "engine", "precision", "kv_precision", "from_hf_hub", "qkv_groups", "adapter"),
+)
 
 
 class Files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 
 from paddlenlp_codegen_task.export import quantize
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
+from paddlenlp_codegen_task.export.kv_scales import KVScales
 from paddlenlp_codegen_task.export.onnx_attention import PLAIN_OPSET, PlainAttention
 from paddlenlp_codegen_task.export.onnx_files import (
     COPY_FILE,
@@ -29,7 +31,12 @@ _ALIGNMENT = 4096  # of a tensor in the weights file, so that it can be mapped i
 
 
 def save_graph(
-    weights: FusedWeights, folder: Path, precision: str, *, on_gpu: bool = False
+    weights: FusedWeights,
+    folder: Path,
+    precision: str,
+    *,
+    on_gpu: bool = False,
+    calibration: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Write the step as model.onnx with model.onnx.data into `folder`, a layer at a time.
 
@@ -39,6 +46,9 @@ def save_graph(
     With `on_gpu`, for ONNX Runtime's CUDA provider: what is not float32 as a whole computes, and
     keeps keys and values, in float16; float32 has attention from plain operators.
 
+    With `calibration`, token ids of some texts, for the CPU provider: keys and values are kept in
+    8 bits, with the scales that these texts ask for.
+
     The graph's inputs are those of `paddle_graph.step`, but for the lengths, which
     GroupQueryAttention wants as `last_positions` [B] int32 (tokens of a row with the new ones,
     less 1) and `total_length` int32 (the largest of them plus 1); caches are 4-D and come out
@@ -47,12 +57,16 @@ def save_graph(
     generated, prompts = PHASES.get(precision, (precision, ""))
     stored: dict[str, Any] = {}
     with (folder / WEIGHTS_FILE).open("wb") as file:
-        builder = _GraphBuilder(file, stored, weights.config, generated, generated, on_gpu)
+        builder = _GraphBuilder(
+            file, stored, weights.config, generated, generated, on_gpu, calibration
+        )
         (folder / GRAPH_FILE).write_bytes(builder.build(weights).SerializeToString())
         if prompts:  # of which the last token alone gets logits, as in a step
-            builder = _GraphBuilder(file, stored, weights.config, prompts, generated, on_gpu)
+            builder = _GraphBuilder(
+                file, stored, weights.config, prompts, generated, on_gpu, calibration
+            )
             (folder / PREFILL_FILE).write_bytes(builder.build(weights).SerializeToString())
-    (folder / COPY_FILE).write_bytes(_copy_model(builder.dtype).SerializeToString())
+    (folder / COPY_FILE).write_bytes(_copy_model(builder.cache_dtype).SerializeToString())
 
 
 class _GraphBuilder:
@@ -66,6 +80,7 @@ class _GraphBuilder:
         precision: str,
         head_precision: str,
         on_gpu: bool,
+        calibration: Sequence[Sequence[int]] | None,
     ) -> None:
         self._file = file
         self._stored = stored  # tensors that are in the file, by name
@@ -75,6 +90,9 @@ class _GraphBuilder:
         half = precision == "fp16" or (on_gpu and precision != "fp32")
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self._element_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+        self.cache_dtype = self.dtype if calibration is None else np.dtype(np.int8)
+        self._calibration = calibration
+        self._kv_scales: KVScales | None = None
         self._on_gpu = on_gpu
         self._opset = _OPSET
         self._attention = self._grouped_attention
@@ -101,7 +119,11 @@ class _GraphBuilder:
             plain = PlainAttention(self._node, self._constant, config, _MICROSOFT)
             self._attention = plain.layer
 
-        hidden, update, bias = self._embedding(weights.wte()), "", ""
+        wte = weights.wte()
+        if self._calibration is not None:
+            self._kv_scales = KVScales(config, wte, self._calibration)
+        hidden, update, bias = self._embedding(wte), "", ""
+        del wte
         for layer in range(config.n_layer):
             hidden, update, bias = self._block(weights, layer, hidden, update, bias)
         normed, _ = self._layer_norm("ln_f", *weights.ln_f(), hidden, update, bias)
@@ -124,6 +146,9 @@ class _GraphBuilder:
         normed, hidden = self._layer_norm(
             name + "ln", block.ln_weight, block.ln_bias, hidden, update, bias
         )
+        if self._kv_scales:
+            for kind, scales in zip(("key", "value"), self._kv_scales.of(block), strict=True):
+                self._weight(f"{name}{kind}_scale", scales)
         if layer < self._config.n_layer - 1:
             fused = self._matmul(name + "w_in", normed, block.w_in)
             qkv, inner = name + "qkv", name + "inner"
@@ -151,15 +176,22 @@ class _GraphBuilder:
         cache = [f"key_cache_{layer}", f"value_cache_{layer}"]
         present = [f"key_present_{layer}", f"value_present_{layer}"]
         lengths = ["last_positions", "total_length"]
+        inputs = [qkv, "", "", *cache, *lengths, "rotary_cos", "rotary_sin"]
+        rounding: dict[str, Any] = {}
+        if self._kv_scales:
+            inputs += ["", "", "", f"h{layer}_key_scale", f"h{layer}_value_scale"]
+            rounding = dict.fromkeys(("k_quant_type", "v_quant_type"), "PER_CHANNEL")
+            rounding["kv_cache_bit_width"] = 8
         return self._node(
             "GroupQueryAttention",
-            [qkv, "", "", *cache, *lengths, "rotary_cos", "rotary_sin"],
+            inputs,
             [f"h{layer}_attention", *present],
             _MICROSOFT,
             num_heads=self._config.n_head,
             kv_num_heads=self._config.n_head,
             do_rotary=1,
             rotary_interleaved=1,
+            **rounding,
         )
 
     def _logsumexp(self) -> None:
@@ -297,11 +329,12 @@ class _GraphBuilder:
             value("logsumexp", TensorProto.FLOAT, ["outputs"]),
             value("logits", TensorProto.FLOAT, ["outputs", config.vocab_size]),
         ]
+        cache_type = helper.np_dtype_to_tensor_dtype(self.cache_dtype)
         shape: list[str | int | None] = ["rows", config.n_head, "capacity", config.head_dim]
         for layer in range(config.n_layer):
             for kind in ("key", "value"):
-                inputs.append(value(f"{kind}_cache_{layer}", self._element_type, shape))
-                outputs.append(value(f"{kind}_present_{layer}", self._element_type, shape))
+                inputs.append(value(f"{kind}_cache_{layer}", cache_type, shape))
+                outputs.append(value(f"{kind}_present_{layer}", cache_type, shape))
         graph = helper.make_graph(self._nodes, "codegen_step", inputs, outputs, self._tensors)
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(_MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)

@@ -20,18 +20,33 @@ def forward(weights: FusedWeights, token_ids: Sequence[int]) -> Array:
     hidden = weights.wte()[np.asarray(token_ids)]  # [T, H]
     for layer in range(config.n_layer):
         # No name keeps a layer's weights while the next one's are read.
-        hidden = _layer(config, weights.block(layer), hidden, cos, sin)
+        hidden, _, _ = run_layer(config, weights.block(layer), hidden, cos, sin)
     hidden = _layer_norm(hidden, *weights.ln_f(), config.layer_norm_epsilon)
     weight, bias = weights.lm_head()
     return np.asarray(hidden @ weight + bias, np.float32)
 
 
-def _layer(config: CodeGenConfig, block: Block, hidden: Array, cos: Array, sin: Array) -> Array:
+def run_layer(
+    config: CodeGenConfig, block: Block, hidden: Array, cos: Array, sin: Array
+) -> tuple[Array, Array, Array]:
+    """Run T tokens from the beginning of a context through a layer.
+
+    Args:
+        config: the model's sizes.
+        block: the layer's weights.
+        hidden: [T, H] float32, what the layer before has left; of the first, the embedding.
+        cos: [T, rotary_dim / 2] float32, of the tokens' positions; as `rotary_tables` has them.
+        sin: the same.
+
+    Returns:
+        hidden [T, H] behind the layer; its keys, as attention sees them, and its values, both
+        [n_head, T, head_dim]. All float32.
+    """
     normed = _layer_norm(hidden, block.ln_weight, block.ln_bias, config.layer_norm_epsilon)
     q, k, v, inner = np.split(normed @ block.w_in, config.n_embd * np.arange(1, 4), axis=1)
-    heads = [x.reshape(len(x), config.n_head, -1).swapaxes(0, 1) for x in (q, k, v)]
-    attention = _attention(_rotate(heads[0], cos, sin), _rotate(heads[1], cos, sin), heads[2])
-    return hidden + _project(attention, inner, block)
+    query, key, value = (x.reshape(len(x), config.n_head, -1).swapaxes(0, 1) for x in (q, k, v))
+    query, key = (_rotate(x, cos, sin) for x in (query, key))
+    return hidden + _project(_attention(query, key, value), inner, block), key, value
 
 
 def _attention(query: Array, key: Array, value: Array) -> Array:

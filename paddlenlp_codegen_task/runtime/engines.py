@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
 
@@ -17,8 +18,10 @@ MODULES = {
 }
 EngineName = Literal["auto", "paddle", "onnxruntime"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8"]
+KVPrecision = Literal["auto", "int8"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+KV_PRECISIONS: tuple[KVPrecision, ...] = get_args(KVPrecision)
 
 
 class Engine(Protocol):
@@ -39,9 +42,18 @@ class Engine(Protocol):
         """Size of an export on disk, about."""
 
     def export(
-        self, weights: FusedWeights, folder: Path, precision: str, device_id: int | None
+        self,
+        weights: FusedWeights,
+        folder: Path,
+        precision: str,
+        device_id: int | None,
+        calibration: Sequence[Sequence[int]] | None,
     ) -> None:
-        """Write the graph and its weights, for a GPU or the CPU, into `folder`."""
+        """Write the graph and its weights, for a GPU or the CPU, into `folder`.
+
+        With `calibration`, token ids of texts, keys and values are kept in 8 bits, with the scales
+        that these texts ask for; ValueError if the engine cannot.
+        """
 
     def load(
         self,
@@ -56,7 +68,12 @@ class Engine(Protocol):
 
 
 def choose(
-    name: str, precision: str, device: str, static_mode: bool, config: CodeGenConfig
+    name: str,
+    precision: str,
+    kv_precision: str,
+    device: str,
+    static_mode: bool,
+    config: CodeGenConfig,
 ) -> tuple[str, Engine]:
     """The engine asked for by name, or for "auto" the best one, with its name.
 
@@ -68,7 +85,7 @@ def choose(
             raise ValueError("static_mode=False runs Paddle eagerly: with it use engine='paddle'")
         name = "paddle"
     if name == "auto":
-        name = _best(precision, device, config)
+        name = "onnxruntime" if kv_precision == "int8" else _best(precision, device, config)
     engine = load_engine(name)
     reason = engine.unsupported(config)
     if reason is not None:
@@ -127,3 +144,18 @@ def resolve_precision(
             "'fp16'"
         )
     return precision
+
+
+def resolve_kv_precision(
+    kv_precision: str, precision: str, device_id: int | None, engine_name: str
+) -> str:
+    """What keys and values are kept in: "int8" if asked for, else as the graph has them.
+
+    Raises:
+        ValueError: they cannot be kept so there.
+    """
+    if kv_precision == "int8":
+        if engine_name != "onnxruntime" or device_id is not None:
+            raise ValueError("kv_precision 'int8' needs engine='onnxruntime' on a CPU")
+        return kv_precision
+    return "fp32" if precision == "fp32" or device_id is None else "fp16"

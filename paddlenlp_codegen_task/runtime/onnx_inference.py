@@ -38,6 +38,7 @@ _SMALL_OUTPUTS = ("candidates", "candidate_ids", "logsumexp")  # wanted on the h
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
@@ -81,13 +82,24 @@ def export_bytes(config: CodeGenConfig, precision: str) -> int:
     return int(values * onnx_files.BYTES_PER_VALUE[precision]) + 10_000_000
 
 
-def export(weights: FusedWeights, folder: Path, precision: str, device_id: int | None) -> None:
-    """Write the graph and its weights, for a GPU or the CPU, into `folder`."""
+def export(
+    weights: FusedWeights,
+    folder: Path,
+    precision: str,
+    device_id: int | None,
+    calibration: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Write the graph and its weights, for a GPU or the CPU, into `folder`.
+
+    With `calibration`, token ids of texts, keys and values are kept in 8 bits: on the CPU.
+    """
     try:  # onnx is needed for this only, not to run what it wrote
         from paddlenlp_codegen_task.export import onnx_graph
     except ImportError as error:
         raise ValueError(f"exporting for ONNX Runtime needs: pip install onnx ({error})") from error
-    onnx_graph.save_graph(weights, folder, precision, on_gpu=device_id is not None)
+    onnx_graph.save_graph(
+        weights, folder, precision, on_gpu=device_id is not None, calibration=calibration
+    )
 
 
 def load(

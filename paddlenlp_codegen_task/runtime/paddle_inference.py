@@ -51,8 +51,20 @@ def export_bytes(config: CodeGenConfig, precision: str) -> int:
     return values * int(np.dtype(DTYPES[precision]).itemsize) + 10_000_000
 
 
-def export(weights: FusedWeights, folder: Path, precision: str, device_id: int | None) -> None:
-    """Write the graph and its weights, the same for every device, into `folder`."""
+def export(
+    weights: FusedWeights,
+    folder: Path,
+    precision: str,
+    device_id: int | None,
+    calibration: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Write the graph and its weights, the same for every device, into `folder`.
+
+    Raises:
+        ValueError: `calibration`, for keys and values in 8 bits, which only ONNX Runtime has.
+    """
+    if calibration is not None:
+        raise ValueError("kv_precision='int8' needs engine='onnxruntime'")
     paddle_graph.save_graph(weights, folder, DTYPES[precision])
 
 

@@ -205,6 +205,7 @@ _ONE_OF = {
     "prompt_overflow": {"error", "truncate_left"},
     "engine": {"auto", "onnxruntime", "paddle"},
     "precision": {"auto", "fp32", "fp16", "int8", "int8_weight_only", "int4", "int4_int8"},
+    "kv_precision": {"auto", "int8"},
 }
 
 GENERATION = [
@@ -218,7 +219,7 @@ GENERATION = [
 LOADING = [
     *("engine", "precision", "device", "num_threads", "home_path", "from_hf_hub", "static_mode"),
     *("cuda_graph", "batch_size", "kv_cache_bytes", "prefix_cache_bytes", "draft_model"),
-    *("qkv_groups", "adapter"),
+    *("qkv_groups", "adapter", "kv_precision"),
 ]
 _OWN = {
     "truncation": _TEXTS,

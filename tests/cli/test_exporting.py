@@ -59,6 +59,7 @@ def test_json(command: list[str], tmp_path: Path):
         "model": "builtin",
         "engine": "onnxruntime",
         "precision": "fp32",
+        "kv_precision": "fp32",
         "bytes": size,
     }
 

@@ -85,6 +85,7 @@ def test_exports(tmp_path: Path, builtin: CodeGenerator):
         "name": "builtin",
         "engine": "onnxruntime",
         "precision": "fp32",
+        "kv_precision": "fp32",
         "folder": str(root / "builtin" / "whole"),
         "bytes": size,
         "problem": None,

@@ -67,6 +67,7 @@ LOADING: dict[str, tuple[list[str], Any]] = {
     "model": (["--model=builtin"], "builtin"),
     "engine": (["--engine=paddle"], "paddle"),
     "precision": (["--precision=int8"], "int8"),
+    "kv_precision": (["--kv-precision=int8"], "int8"),
     "device": (["--device=gpu:1"], "gpu:1"),
     "num_threads": (["--num-threads=3"], 3),
     "home_path": (["--home-path=a b"], "a b"),

@@ -136,6 +136,7 @@ def test_help_lists_every_option():
             "--max-prompts",
         ),
         *("--max-n", "--cuda-graph", "--no-token-healing", "--qkv-groups", "--adapter"),
+        "--kv-precision",
     }
     for panel in ("Model", "Speed and memory", "Where to listen, and who may ask", "Limits"):
         assert f"─ {panel} ─" in done.stdout

@@ -26,7 +26,7 @@ ODD = replace(CONFIG, rotary_dim=8)  # which GroupQueryAttention does not take
 
 
 def chosen(precision: str = "auto", device: str = "auto", config: CodeGenConfig = CONFIG) -> str:
-    return engines.choose("auto", precision, device, True, config)[0]
+    return engines.choose("auto", precision, "auto", device, True, config)[0]
 
 
 def test_on_a_cpu() -> None:
@@ -36,7 +36,29 @@ def test_on_a_cpu() -> None:
     assert chosen(config=ODD) == "paddle"
     with pytest.raises(ValueError, match="rotary_dim \\(8\\) must be divisible by 16"):
         chosen("int8", config=ODD)
-    assert engines.choose("auto", "auto", "auto", False, CONFIG)[0] == "paddle"  # eagerly
+    assert engines.choose("auto", "auto", "auto", "auto", False, CONFIG)[0] == "paddle"  # eagerly
+
+
+def test_keys_and_values_in_8_bits_choose_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_best", lambda *_: "paddle")
+    for kv_precision, expected in (("int8", "onnxruntime"), ("auto", "paddle")):
+        assert engines.choose("auto", "auto", kv_precision, "cpu", True, CONFIG)[0] == expected
+
+
+def test_precisions_of_keys_and_values() -> None:
+    def resolved(
+        kv_precision: str, precision: str, device_id: int | None, engine: str = "onnxruntime"
+    ) -> str:
+        return engines.resolve_kv_precision(kv_precision, precision, device_id, engine)
+
+    for precision in ("fp32", "int8", "int4"):
+        assert resolved("int8", precision, None) == "int8"
+        assert resolved("auto", precision, None) == "fp32"
+    assert resolved("auto", "fp16", 0, "paddle") == resolved("auto", "int4", 0) == "fp16"
+    assert resolved("auto", "fp32", 0) == "fp32"
+    for device_id, engine in ((0, "onnxruntime"), (None, "paddle")):
+        with pytest.raises(ValueError, match=r"^kv_precision 'int8' needs engine='onnxruntime' on"):
+            resolved("int8", "fp32", device_id, engine)
 
 
 def test_precisions_of_a_gpu() -> None:
