@@ -57,8 +57,11 @@ class _Document:
         self.text, self.rest = source[:start], source[start:]
 
     def type(self, count: int, rng: random.Random) -> Iterator[Key]:
-        """The next keys at the end of the text; a new line brings its blanks with it."""
-        for _ in range(count):
+        """The next keys at the end of the text; a new line brings its blanks with it.
+
+        After each line, after the last of the keys, and now and then, the typist waits.
+        """
+        for number in range(count):
             if rng.random() < MISTAKE:
                 yield Key(self.text + rng.choice("aeiotnrs"), whole=False)
                 yield Key(self.text, whole=False)
@@ -67,7 +70,8 @@ class _Document:
                 size += len(self.rest[1:]) - len(self.rest[1:].lstrip(" "))
             typed, self.rest = self.rest[:size], self.rest[size:]
             self.text += typed
-            yield Key(self.text, typed[0] == "\n" or rng.random() < PAUSE)
+            pause = rng.random() < PAUSE
+            yield Key(self.text, pause or typed[0] == "\n" or number == count - 1)
 
     def change_above(self) -> Iterator[Key]:
         """Keys somewhat further up, where a word is made longer."""

@@ -205,7 +205,8 @@ def test_typing_changes_no_text(seed: int, batch_size: int, blocks: int):
     for _ in range(12):
         at = len(text) - int(random.integers(0, min(len(text), 40)))
         text = [*text[:at], *random.integers(1, VOCAB, size=random.integers(1, 4)).tolist()]
-        one = asked(text, int(random.integers(1, 6)), Batch(4), int(random.integers(1, 3)))
+        limit, samples = (int(random.integers(1, most)) for most in (6, 3))
+        one = asked(text, limit, Batch(batch_size), samples)
         scheduler.add(one)
         asked_for.append(one)
         for _ in range(int(random.integers(0, 9))):
