@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 # Tests start hundreds of processes: what one of them has compiled the others read.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint suite smoke-paddle26 smoke-gpu-wheel campaign benchmark benchmark-serve train clean
+.PHONY: run test lint suite smoke-paddle26 smoke-gpu-wheel campaign benchmark benchmark-serve \
+  benchmark-keystroke train clean
 
 run: $(VENV)/run.done
 	$(BIN)/python examples/hello_world.py
@@ -55,6 +56,11 @@ benchmark-serve: $(VENV)/benchmark.done .venv-ctranslate/done $(CHECKPOINT)/mode
 	$(BIN)/python benchmarks/serve.py $(CHECKPOINT)
 	$(BIN)/python benchmarks/serve_report.py $$(ls benchmarks/results/serve-*.json | tail -1) \
 	  --pages docs/server.md docs/server_cn.md --plots docs/plots
+
+# Somebody types, beside others that can be typed at: a quarter of an hour.
+benchmark-keystroke: $(VENV)/benchmark.done .venv-ctranslate/done .venv-openvino/done \
+  $(CHECKPOINT)/model.safetensors.index.json
+	$(BIN)/python benchmarks/keystroke.py $(CHECKPOINT) --pages docs/benchmarks.md docs/benchmarks_cn.md
 
 $(CHECKPOINT)/model.safetensors.index.json: | $(VENV)/benchmark.done
 	$(BIN)/python benchmarks/make_checkpoint.py $(CHECKPOINT)

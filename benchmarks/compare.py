@@ -102,11 +102,17 @@ class Worker:
         )
 
     def ask(self, prompts: list[str], new_tokens: int) -> dict[str, Any]:
+        answer = self.exchange({"prompts": prompts, "new_tokens": new_tokens})
+        lengths = [len(answer["seconds"]), *map(len, answer["tokens"])]
+        if lengths != [new_tokens] * (1 + len(prompts)):
+            raise SystemExit(f"{self.system.label}: {new_tokens} new tokens asked, got {lengths}")
+        return answer
+
+    def exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         process = self.process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        request = {"prompts": prompts, "new_tokens": new_tokens}
         process.send_signal(signal.SIGCONT)
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
@@ -117,9 +123,6 @@ class Worker:
             raise SystemExit(f"{self.system.label} ended:\n{said}")
         process.send_signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
-        lengths = [len(answer["seconds"]), *map(len, answer["tokens"])]
-        if lengths != [new_tokens] * (1 + len(prompts)):
-            raise SystemExit(f"{self.system.label}: {new_tokens} new tokens asked, got {lengths}")
         return answer
 
     def stop(self) -> None:
@@ -300,7 +303,7 @@ def versions(environments: set[Path]) -> dict[str, str]:
         "print(*sorted({f'{x.name}=={x.version}' for x in d()}))"
     )
     names = ("onnxruntime", "paddlepaddle", "paddlenlp", "torch", "transformers")
-    names += ("ctranslate2", "openvino", "optimum-intel")
+    names += ("ctranslate2", "openvino", "openvino-genai", "optimum-intel")
     found = {}
     for python in (folder / "bin" / "python" for folder in environments):
         run = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)

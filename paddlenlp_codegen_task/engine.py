@@ -70,10 +70,15 @@ class Engine:
         loop.post(lambda: loop.add(requests, sink))
 
     def cancel(self, requests: Iterable[Request]) -> None:
-        """Give requests up; those that have ended, or were never submitted, do not matter."""
+        """Give requests up; those that have ended, or were never submitted, do not matter.
+
+        A step that runs for none but these is ended.
+        """
         loop, ended = self._loop, list(requests)
         if ended:
             loop.inbox.put(lambda: loop.cancel(ended))
+            # Whoever types has asked for something else by now, which waits for that step.
+            loop.scheduler.interrupt(ended)
 
     def release(self, request: Request) -> None:
         """Have a request go on that its sink had held back."""

@@ -69,6 +69,7 @@ class FakeRuntime:
         calls: slot and number of new tokens of each row, of each step.
         same_products: False has a slot tell generated tokens from a prompt's.
         most_rows: more than so many are not expected.
+        interrupts: how often a step was to be ended.
         on_forward: may raise, or change the output, of a step.
     """
 
@@ -82,6 +83,7 @@ class FakeRuntime:
         self.most_rows = most_rows
         self.most_bytes = 0
         self.closed = False
+        self.interrupts = 0
         self.on_forward: Callable[[int, Rows[Rows[int]], StepOutput], StepOutput] | None = None
 
     def held(self, slot: int) -> list[int]:
@@ -120,6 +122,9 @@ class FakeRuntime:
             chosen += [next_token(history[:end]) for end in (ends if every else ends[-1:])]
         output = one_hot_output(chosen)
         return self.on_forward(slot, token_ids, output) if self.on_forward else output
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
 
     def close(self) -> None:
         self.closed = True

@@ -171,6 +171,31 @@ def test_cancelling_frees_the_slot(running: Running):
     assert running.scheduler.slots.used == 0
 
 
+def test_cancelling_ends_a_step_that_nobody_else_needs(running: Running):
+    mailbox = Mailbox(running.engine)
+    one, other = lasting(2000), lasting(2000)
+    running.engine.submit([one, other], mailbox)
+    assert eventually(lambda: running.scheduler.slots.used == 2)
+    running.gate.clear()
+    running.inside.clear()
+    assert running.inside.wait(SECONDS)
+    running.engine.cancel([one])  # the other runs beside it
+    assert running.runtime.interrupts == 0
+    running.inside.clear()
+    running.gate.set()
+    assert eventually(lambda: running.scheduler.slots.used == 1)
+    running.gate.clear()
+    running.inside.clear()
+    assert running.inside.wait(SECONDS)
+    running.engine.cancel([make([1])])
+    running.engine.cancel([one])
+    assert running.runtime.interrupts == 0
+    running.engine.cancel([other, one])
+    assert running.runtime.interrupts == 1
+    running.gate.set()
+    assert eventually(lambda: not running.scheduler.requests)
+
+
 def test_a_failure_of_the_runtime_is_told_to_each(running: Running):
     boxes = [Mailbox(running.engine) for _ in range(3)]
     requests = [lasting(500) for _ in boxes]

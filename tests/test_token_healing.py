@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import random_tensors
+from engine_probe import steps_of
 from random_models import open_model, write_model
 from transformers import AutoTokenizer, CodeGenForCausalLM
 
@@ -132,6 +133,29 @@ def test_speculation_and_the_prefix_cache_change_nothing(home_path: Path, builti
             assert builtin.generate(prompt, prompt_lookup=True, **options) == plain
             for _ in range(2):  # the second time from the cache
                 assert guessing.generate(prompt, **options) == plain
+
+
+def test_each_key_s_completion_is_as_if_it_came_first(home_path: Path, builtin: CodeGenerator):
+    """What the key before has left is gone on from, within a word even without a step."""
+    text = "def mean(values):\n    total = sum(values)\n    return total / len(val"
+    keys = [text[:end] for end in range(20, len(text))]
+    keys += [text[:-1], text[:40] + "_x", text]  # taken back, and elsewhere
+    options: dict[str, Any] = {**GREEDY, "token_healing": True}
+    with CodeGenerator.from_pretrained(
+        "builtin", prefix_cache_bytes=1 << 26, home_path=home_path, device="cpu", num_threads=1
+    ) as typing:
+        steps = 0
+        for number, key in enumerate(keys):
+            pieces = typing.stream(key, **options)
+            if number % 3:  # the next key comes before it is done
+                next(pieces, "")
+                pieces.close()
+                continue
+            with steps_of(typing) as made:
+                found = "".join(pieces)
+            steps += sum(one.kind == "prefill" for one in made)
+            assert found == builtin.generate(key, **options)[0][0].text
+        assert steps < len(keys) / 3 - 5  # of those that were waited for
 
 
 def test_rules_see_the_prompt_as_it_was_given(builtin: CodeGenerator):

@@ -68,9 +68,9 @@ def main(
     if options.command == "prepare":
         prepare(options.checkpoint, options.folder, options.precision)
         return
-    answers = _take_stdout()
+    answers = take_stdout()
     model = load(options.folder, options.precision, options.threads)
-    for request in _requests():
+    for request in requests():
         run = Run(**request)
         tokens = model.generate(run)
         answer = {
@@ -90,13 +90,13 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _take_stdout() -> Any:
+def take_stdout() -> Any:
     """Keep standard output for answers; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
-def _requests() -> Iterator[dict[str, Any]]:
+def requests() -> Iterator[dict[str, Any]]:
     for line in sys.stdin:
         yield json.loads(line)

@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from collections.abc import Sequence as TokenIds
+from itertools import takewhile
 
 import numpy as np
 
@@ -37,25 +38,34 @@ class PrefixCache:
         """Whether a text that begins so could be restored in part."""
         return next(_hashes(token_ids[: len(token_ids) - 1]), None) in self._blocks
 
+    def count(self, asked: int, found: int) -> None:
+        """Count tokens of a text that was to be restored, and those of them that are held."""
+        self.asked += asked
+        self.found += found
+
+    def longest(self, token_ids: TokenIds[int]) -> int:
+        """How many tokens of a text `restore` would find."""
+        return len(self._find(token_ids)) * BLOCK
+
     def restore(self, cache: KVCache, slot: int, token_ids: TokenIds[int]) -> int:
         """Fill a slot with the longest beginning of a text that is here.
 
         Returns:
             How many tokens that is: 0 to len(token_ids) - 1, as the last one is to be run.
         """
-        found = []
-        for key in _hashes(token_ids[: len(token_ids) - 1]):
-            block = self._blocks.get(key)
-            if block is None:
-                break
+        keys = self._find(token_ids)
+        for key in keys:
             self._blocks.move_to_end(key)
-            found.append(block)
-        if found:
-            buffers = zip(*found, strict=True)
+        if keys:
+            buffers = zip(*(self._blocks[key] for key in keys), strict=True)
             cache.write(slot, [np.concatenate(parts, axis=1) for parts in buffers])
-        self.asked += len(token_ids)
-        self.found += len(found) * BLOCK
-        return len(found) * BLOCK
+        self.count(len(token_ids), len(keys) * BLOCK)
+        return len(keys) * BLOCK
+
+    def _find(self, token_ids: TokenIds[int]) -> list[bytes]:
+        """The keys of the blocks that a text begins with, but for its last token."""
+        keys = _hashes(token_ids[: len(token_ids) - 1])
+        return list(takewhile(self._blocks.__contains__, keys))
 
     def save(self, cache: KVCache, slot: int, token_ids: TokenIds[int]) -> None:
         """Keep the tokens that a slot holds, as far as they fill blocks."""
@@ -82,6 +92,14 @@ class PrefixCache:
         """Forget everything."""
         self._blocks.clear()
         self.bytes = 0
+
+
+def common(one: TokenIds[int], other: TokenIds[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    for n, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return n
+    return min(len(one), len(other))
 
 
 def _hashes(token_ids: TokenIds[int]) -> Iterator[bytes]:

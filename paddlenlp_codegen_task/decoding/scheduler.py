@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +20,7 @@ from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
 from paddlenlp_codegen_task.decoding.speculation import Speculation
 from paddlenlp_codegen_task.decoding.starting import Starting
-from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput
+from paddlenlp_codegen_task.runtime.base import Interrupted, Runtime, StepOutput
 from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Scheduler:
         self._live: dict[Request, _Live] = {}
         self._events: list[Event] = []
         self._successors: list[Row] = []  # have a slot with their prompt, and no token yet
+        self._served: frozenset[Request] = frozenset()  # by the forward step that runs
 
     @property
     def pace(self) -> Pace:
@@ -93,6 +95,15 @@ class Scheduler:
         if request in self._live:
             self._remove(request)
 
+    def interrupt(self, requests: Iterable[Request]) -> None:
+        """End the forward step that runs if it serves none but these; from any thread.
+
+        Whoever wants that has them cancelled too: those that are not go on with the next step.
+        """
+        served = self._served
+        if served and served.issubset(requests):
+            self._runtime.interrupt()
+
     def hold(self, request: Request) -> None:
         """Set a request back, and leave it be until it is released."""
         if request in self._live and not self._admission.held(request):
@@ -112,9 +123,10 @@ class Scheduler:
             own, and the buffers are freed.
         """
         try:
-            self._decode()
-            self._advance_successors()
-            self._start()
+            with suppress(Interrupted):  # what was not done is left for the next step
+                self._decode()
+                self._advance_successors()
+                self._start()
             self._advance_successors()
         except Exception as error:
             logger.debug("a step failed", exc_info=True)
@@ -375,8 +387,13 @@ class Scheduler:
         self, kind: str, slot: int, token_ids: Sequence[Sequence[int]], every: bool = False
     ) -> tuple[StepOutput, float]:
         """Run a step; return its output and how long it took."""
+        rows = frozenset(row.request for row in self.slots.rows)
+        self._served = self._starting.requests if kind == "prefill" else rows
         start = time.perf_counter()
-        output = self._runtime.forward(slot, token_ids, every, kind != "prefill")
+        try:
+            output = self._runtime.forward(slot, token_ids, every, kind != "prefill")
+        finally:
+            self._served = frozenset()
         seconds = time.perf_counter() - start
         for hook in list(self.hooks):
             try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence as TokenIds
 
 from paddlenlp_codegen_task.decoding.pace import Pace
+from paddlenlp_codegen_task.decoding.prefix_cache import common
 from paddlenlp_codegen_task.decoding.request import Drafter, Row
 from paddlenlp_codegen_task.decoding.sampling import NOT_NUMBERS, choose, contexts_after
 from paddlenlp_codegen_task.runtime.base import Runtime, decode, extend
@@ -95,7 +96,7 @@ class DraftModel:
         """
         tokens = row.history
         limit = min(limit, self._runtime.config.n_positions - len(tokens))
-        kept = _common(self._held, tokens[:-1])
+        kept = common(self._held, tokens[:-1])
         self._held = []  # if a step fails, what the slot holds may be anything
         if not kept:
             self._runtime.cache.reset()
@@ -149,11 +150,3 @@ class Speculation:
                 self.pace.note_draft(kind, len(draft), time.perf_counter() - start)
                 return kind, draft
         return "", []
-
-
-def _common(one: TokenIds[int], other: TokenIds[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    for n, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return n
-    return min(len(one), len(other))

@@ -47,6 +47,9 @@ class Starting:
         self._prefill: _Prefill | None = None
         # What followed the prompt, of requests with rows that have not started.
         self._first_outputs: dict[Request, StepOutput] = {}
+        # The latest prompt whose end was taken back, and what followed it: the next key that is
+        # typed within a word leaves the same prompt again.
+        self._healed: tuple[list[int], StepOutput] | None = None
 
     @property
     def under_way(self) -> bool:
@@ -87,6 +90,12 @@ class Starting:
         return [prompts[0][self._prefill.done : self._prefill.done + PREFILL_CHUNK]]
 
     @property
+    def requests(self) -> frozenset[Request]:
+        """Those that `chunk` is of."""
+        starts = self._prefill.starts if self._prefill is not None else []
+        return frozenset(start.request for start in starts)
+
+    @property
     def scored(self) -> Request | None:
         """The request that needs the step's output of every token of `chunk`."""
         work = self._prefill
@@ -113,6 +122,9 @@ class Starting:
         if len(work.starts) == 1 and work.done < len(work.starts[0].request.prompt_ids):
             return [], output
         self._prefill, self._slots.prefilling = None, 0
+        request = work.starts[0].request
+        if len(work.starts) == 1 and request.healing is not None:
+            self._healed = list(request.prompt_ids), output.take([0]).keep()
         first = len(self._slots.rows)
         rows, of_start = [start.rows[0] for start in work.starts], list(range(len(work.starts)))
         for row in rows:
@@ -152,7 +164,7 @@ class Starting:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._prefill = None
+        self._prefill = self._healed = None
         self._first_outputs.clear()
 
     def _score(self, work: _Prefill, tokens: int, output: StepOutput) -> StepOutput:
@@ -167,9 +179,12 @@ class Starting:
         return output.take([tokens - 1])
 
     def _drop(self, broken: bool = False) -> None:
-        """Give up what has been run of a prompt."""
-        self._prefill = None
-        self._slots.drop_prefill(broken)
+        """Give up a prompt that is being run; what has been run is kept, unless it is broken."""
+        work, self._prefill = self._prefill, None
+        held: Sequence[int] = ()
+        if work is not None and len(work.starts) == 1 and not broken:
+            held = work.starts[0].request.prompt_ids[: work.done]
+        self._slots.drop_prefill(held, broken)
 
     def _accepts(self, group: list[Start], request: Request, count: int, tokens: int) -> bool:
         """Whether rows may start in the same step as those of `group`."""
@@ -205,28 +220,39 @@ class Starting:
         if others:
             return False
         source = self._sibling(start.request)
-        if source is None:
-            if not row.token_ids:
-                return False
-            # One that was set back goes on from as much of its text as the cache has.
-            self._slots.reserve(1, len(row.history), self._admission.expected())
-            held = self._slots.restore_row(self._slots.used, row)
+        if source is None and row.token_ids:
+            # One that was set back goes on from as much of its text as is kept.
+            expected = self._admission.expected()
+            kept = self._slots.restorable(row)
+            held = self._slots.reserve(1, len(row.history), expected, kept)
             if held < len(start.request.prompt_ids):
                 return False
+        elif source is None and not self._ran_last(row):
+            return False
         self._slots.append(row, source)
+        return True
+
+    def _ran_last(self, row: Row) -> bool:
+        """Whether the prompt of a row is the one that ran last, and is held: nothing of it runs."""
+        request = row.request
+        prompt_ids = list(request.prompt_ids)
+        if self._healed is None or self._healed[0] != prompt_ids or request.scores_prompt:
+            return False
+        if not self._slots.resume(prompt_ids):
+            return False
+        self._first_outputs[request] = self._healed[1]
+        row.cached_tokens = len(prompt_ids)
         return True
 
     def _begin_prefill(self, starts: list[Start]) -> _Prefill:
         """Make room for prompts, and take from the prefix cache what it has of a single one."""
         rows = sum(len(start.rows) for start in starts)
         longest = max(len(row.history) for start in starts for row in start.rows)
-        self._slots.reserve(rows, longest, self._admission.expected())
-        slot, done = self._slots.used, 0
-        for n, start in enumerate(starts):
-            # Of what is restored, no output comes.
-            alone = len(starts) == 1 and not start.request.scores_prompt
-            prompt_ids = start.request.prompt_ids if alone else []
-            done = self._slots.restore(slot + n, prompt_ids)
+        # Of what is restored, no output comes.
+        alone = len(starts) == 1 and not starts[0].request.scores_prompt
+        prompt_ids = starts[0].request.prompt_ids if alone else ()
+        done = self._slots.reserve(rows, longest, self._admission.expected(), prompt_ids)
+        for start in starts:
             start.rows[0].cached_tokens = done
         self._slots.prefilling = len(starts)
         return _Prefill(starts, done)

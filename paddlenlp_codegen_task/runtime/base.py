@@ -20,6 +20,10 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
+class Interrupted(Exception):
+    """A step was ended early. It has changed nothing, and may be made again."""
+
+
 @dataclass(frozen=True)
 class StepOutput:
     """What one step hands back for each of its M rows.
@@ -85,6 +89,12 @@ class Runtime(Protocol):
             every: return the logits of every token instead; then there is one row only.
             generated: whether the tokens, or drafts of them, come from the model; else they are a
                 prompt's. Not how many they are: a text must not depend on what runs beside it.
+        """
+
+    def interrupt(self) -> None:
+        """Have the step that runs raise Interrupted as soon as it can; from any thread.
+
+        A wish: it may come too late for that step, and end the next one or none.
         """
 
     def close(self) -> None:

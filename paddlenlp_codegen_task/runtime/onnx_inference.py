@@ -20,7 +20,7 @@ from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime import huge_pages
-from paddlenlp_codegen_task.runtime.base import Runtime, StepOutput, pack
+from paddlenlp_codegen_task.runtime.base import Interrupted, Runtime, StepOutput, pack
 from paddlenlp_codegen_task.runtime.cuda_graph import FixedMemory, FixedStep
 from paddlenlp_codegen_task.runtime.kv_cache import HostMemory, KVCache
 from paddlenlp_codegen_task.runtime.onnx_memory import DeviceMemory
@@ -216,7 +216,7 @@ class OnnxRuntime:
             inputs["total_length"] = np.asarray(totals.max(), np.int32)
             for name, value in inputs.items():
                 self._binding.bind_cpu_input(name, value)
-            self._session.run_with_iobinding(self._binding, self._run_options)
+            self._run(self._binding)
             # Kept by us: get_outputs() would wrap every KV buffer anew, at each step.
             outputs = self._outputs[len(last)]
         for row, tokens in enumerate(token_ids):
@@ -224,6 +224,21 @@ class OnnxRuntime:
         # numpy() shows memory that the next step writes to.
         small = [outputs[name].numpy().copy() for name in _SMALL_OUTPUTS]
         return StepOutput(small[0], small[1], small[2], outputs["logits"].numpy)
+
+    def interrupt(self) -> None:
+        """See Runtime. ONNX Runtime looks between two nodes; not in a graph that CUDA replays."""
+        self._run_options.terminate = True
+
+    def _run(self, binding: Any) -> None:
+        """Run the graph; what it may have written behind what slots hold does not count."""
+        # New ones for each run: whoever ends one that is over must not end a later one.
+        options = self._run_options = cuda_graphs.run_options(cuda_graphs.NO_CAPTURE)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:
+            if options.terminate:
+                raise Interrupted from error
+            raise
 
     def close(self) -> None:
         """Free the model and its buffers."""

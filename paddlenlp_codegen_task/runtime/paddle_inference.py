@@ -309,6 +309,9 @@ class PaddleRuntime:
             self.cache.extended(slot + row, len(tokens))
         return output
 
+    def interrupt(self) -> None:
+        """Nothing: Paddle runs a graph to its end."""
+
     def close(self) -> None:
         """Free the model and its buffers."""
         self._graph = None

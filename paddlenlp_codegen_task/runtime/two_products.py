@@ -36,6 +36,11 @@ class TwoProducts:
         runtime = self._generated if generated else self._prompts
         return runtime.forward(slot, token_ids, every, generated)
 
+    def interrupt(self) -> None:
+        """Have the step that runs raise Interrupted as soon as it can; from any thread."""
+        self._prompts.interrupt()
+        self._generated.interrupt()
+
     def close(self) -> None:
         """Free the model and its buffers."""
         self._prompts.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from fake_runtime import EOS, VOCAB, FakeRuntime, as_generated, next_token
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from paddlenlp_codegen_task.decoding.events import Finished
 from paddlenlp_codegen_task.decoding.prefix_cache import BLOCK, PrefixCache
 from paddlenlp_codegen_task.decoding.request import Batch, Request
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
-from paddlenlp_codegen_task.runtime.base import prefill
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Interrupted, StepOutput, prefill
 
 BYTES = 2 * 8 * BLOCK  # of a block of the fake runtime: 8 bytes a token, of keys and of values
 
@@ -131,7 +133,95 @@ def test_a_second_run_prefills_the_rest_only():
     for tail in ([1], [2, 3]):
         scheduler.add(asked([*text, *tail], 2, Batch(2)))
         run(scheduler)
-    assert [lengths for _, lengths in runtime.calls if lengths != [1]] == [[3 * BLOCK + 5], [6]]
+    # All of the text is still in the slot.
+    assert [lengths for _, lengths in runtime.calls if lengths != [1]] == [[3 * BLOCK + 5], [2]]
+
+
+def test_another_text_comes_from_the_blocks():
+    runtime = FakeRuntime(1)
+    scheduler = Scheduler(runtime, 1, PrefixCache(99 * BYTES))
+    one, other = ids(3 * BLOCK + 4, 1), ids(3 * BLOCK + 4, 2)
+    for text in (one, other, one):
+        scheduler.add(asked(text, 1, Batch(1)))
+        run(scheduler)
+    assert [lengths for _, lengths in runtime.calls] == [[len(one)], [len(one)], [4]]
+    # What the slot holds is taken where it is as much; here the blocks have more of it.
+    scheduler.add(asked([*one[: BLOCK + 5], *other], 1, Batch(1)))
+    run(scheduler)
+    runtime.calls.clear()
+    scheduler.add(asked([*one, 7], 1, Batch(1)))
+    run(scheduler)
+    assert runtime.calls == [(0, [5])]
+
+
+def test_a_prompt_that_is_dropped_is_kept_as_far_as_it_was_run():
+    runtime = FakeRuntime(1)
+    scheduler = Scheduler(runtime, 1, PrefixCache(99 * BYTES))
+    text = ids(3 * PREFILL_CHUNK)
+    for number in range(3):  # as somebody types on while a file is read
+        one = asked([*text, number], 1, Batch(1))
+        scheduler.add(one)
+        scheduler.step()
+        scheduler.cancel(one)
+    assert not scheduler.has_work
+    assert [lengths for _, lengths in runtime.calls] == [[PREFILL_CHUNK]] * 3
+    scheduler.add(asked([*text, 7], 1, Batch(1)))
+    [found] = run(scheduler)
+    assert runtime.calls[3:] == [(0, [1])]
+    assert found.rows[0].cached_tokens == len(text)
+
+
+def test_nothing_is_left_without_a_prefix_cache():
+    runtime = FakeRuntime(1)
+    scheduler = Scheduler(runtime, 1)
+    for _ in range(2):
+        scheduler.add(asked(ids(40), 3, Batch(1)))
+        run(scheduler)
+    assert [lengths for _, lengths in runtime.calls if lengths != [1]] == [[40], [40]]
+
+
+class Typing(Scheduler):
+    """A scheduler, some of whose steps are interrupted, whoever they are for."""
+
+    def __init__(self, random: np.random.Generator, batch_size: int, blocks: int) -> None:
+        self.runtime = FakeRuntime(batch_size)
+        super().__init__(self.runtime, batch_size, PrefixCache(blocks * BYTES))
+        forward = self.runtime.forward
+
+        def interrupted(*arguments: Any) -> StepOutput:
+            if random.random() < 0.3:
+                raise Interrupted
+            return forward(*arguments)
+
+        self.runtime.forward = interrupted  # type: ignore[method-assign]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([2, 9, 99]))
+def test_typing_changes_no_text(seed: int, batch_size: int, blocks: int):
+    """Keys come and go anywhere in a text, requests are dropped at any time, steps interrupted."""
+    random = np.random.default_rng(seed)
+    scheduler = Typing(random, batch_size, blocks)
+    text = ids(int(random.integers(1, 2 * PREFILL_CHUNK)), seed)
+    asked_for: list[Request] = []
+    done: dict[Request, Finished] = {}
+    for _ in range(12):
+        at = len(text) - int(random.integers(0, min(len(text), 40)))
+        text = [*text[:at], *random.integers(1, VOCAB, size=random.integers(1, 4)).tolist()]
+        limit, samples = (int(random.integers(1, most)) for most in (6, 3))
+        one = asked(text, limit, Batch(batch_size), samples)
+        scheduler.add(one)
+        asked_for.append(one)
+        for _ in range(int(random.integers(0, 9))):
+            done |= {event.request: event for event in scheduler.step()}  # type: ignore[misc]
+        if random.random() < 0.7:
+            scheduler.cancel(asked_for.pop())
+    while scheduler.has_work:
+        done |= {event.request: event for event in scheduler.step()}  # type: ignore[misc]
+    for one in asked_for:
+        expected = expected_of(list(one.prompt_ids), one.max_length)
+        assert [row.token_ids for row in done[one].rows] == [expected] * one.samples
+    assert scheduler.slots.used == 0
 
 
 def test_a_completion_is_kept_as_well_as_its_prompt():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from paddlenlp_codegen_task.runtime import cuda_graph as cuda_graphs
 from paddlenlp_codegen_task.runtime import device, onnx_inference
 from paddlenlp_codegen_task.runtime.base import (
     PREFILL_CHUNK,
+    Interrupted,
     Runtime,
     StepOutput,
     decode,
@@ -570,3 +572,32 @@ def test_a_row_of_zeros_in_int8(tmp_path: Path) -> None:
     sequences = [tokens(0, 3), tokens(1, 9)]
     output = prefill(runtime, 0, sequences)
     assert_logits("int8", weights, output.logits(), sequences)
+
+
+def test_a_step_that_is_interrupted_has_changed_nothing(exported: tuple[str, Path]):
+    _, folder = exported
+    runtime = OnnxRuntime(folder, CONFIG, None, 1)
+    try:
+        text = tokens(3, PREFILL_CHUNK)
+        expected = prefill(runtime, 0, [text])
+        after = decode(runtime, [7])
+        interrupted = False
+        while not interrupted:
+            runtime.cache.truncate(0, 0)
+            timer = threading.Timer(0.0005, runtime.interrupt)  # within the step, or before it
+            timer.start()
+            try:
+                runtime.forward(0, [text])
+            except Interrupted:
+                interrupted = True
+                assert runtime.cache.length(0) == 0
+            timer.join()
+        runtime.interrupt()  # none runs: this is forgotten
+        for step, wanted in (
+            (prefill(runtime, 0, [text]), expected),
+            (decode(runtime, [7]), after),
+        ):
+            np.testing.assert_array_equal(step.candidate_ids, wanted.candidate_ids)
+            np.testing.assert_array_equal(step.candidates, wanted.candidates)
+    finally:
+        runtime.close()
