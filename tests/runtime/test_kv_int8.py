@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from paddlenlp_codegen_task.export import calibration, kv_scales, onnx_files, on
 from paddlenlp_codegen_task.export.kv_scales import KVScales
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.config import CodeGenConfig
+from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import rotary_tables
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, decode, prefill
 from paddlenlp_codegen_task.runtime.onnx_inference import OnnxRuntime
@@ -237,10 +238,17 @@ def test_it_chooses_the_engine(checkpoint: Path, home_path: Path) -> None:
 
 
 def test_calibration_fits_any_model(builtin: CodeGenerator) -> None:
-    config = builtin.config
-    texts = calibration.token_ids(builtin.tokenizer, config)
-    *apart, together = texts
-    assert len(apart) == len(calibration.TEXTS)
-    ends = [[*ids, builtin.tokenizer.eos_token_id] for ids in apart]
-    assert together == list(itertools.chain(*ends))[: config.n_positions]
-    assert all(0 < len(ids) <= config.n_positions for ids in texts)
+    texts = [builtin.tokenizer.encode(text) for text in calibration.TEXTS]
+    *starts, together = calibration.token_ids(builtin.tokenizer, builtin.config)
+    assert starts == [ids[:32] for ids in texts]
+    assert together[: len(texts[0])] == texts[0]
+    assert together[len(texts[0])] == builtin.tokenizer.eos_token_id
+    assert len(together) == 512
+    short = replace(builtin.config, n_positions=20)
+    for ids in calibration.token_ids(builtin.tokenizer, short):
+        assert len(ids) == 20
+
+
+def test_calibration_of_a_tokenizer_that_has_nothing_of_it(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write_byte_tokenizer(tmp_path, [0]))
+    assert calibration.token_ids(tokenizer, CONFIG) == [[tokenizer.eos_token_id] * 8]
