@@ -187,6 +187,20 @@ def test_tables(benchmarks: None, tmp_path: Path) -> None:
     assert any("| 100 | 200 | 60% |" in line for line in content.splitlines())
 
 
+def test_tables_of_a_run_of_one_task(benchmarks: None) -> None:
+    import report
+
+    values = results()
+    for label, seconds in (("ours int8", 2.0), ("transformers fp32", 9.0), ("OpenVINO int8", 3.0)):
+        values["systems"][label] = {"whole_1000": [{"total_seconds": seconds}] * 2}
+    del values["systems"]["ours fp32"]
+    text = report.tables(report.Results(values))
+    assert "medians of 2 rounds" in text
+    lines = [line for line in text.splitlines() if "1,000 tokens and 32 new" in line]
+    assert lines[1].split(" | ")[1:3] == ["**1.50** (1.50 to 1.50)", "OpenVINO int8"]
+    assert "prefill" not in text
+
+
 def test_prompts_keep_their_length(benchmarks: None) -> None:
     import compare
 
@@ -236,6 +250,8 @@ def test_compare_and_report(
     assert list(values["systems"]) == list(labels)
     for tasks in values["systems"].values():
         assert set(tasks) >= {"cold_start", "batch_1", "batch_8", "batch_32", "context_1884"}
+        [whole] = tasks["whole_1000"]
+        assert whole["total_seconds"] > whole["prefill_seconds"] > 0
     size = {label: values["systems"][label]["bytes_a_token"] for label in labels}
     assert 0 < size["ours int8"] < size["ours fp32"]
 
