@@ -52,9 +52,10 @@ def _write_tokenizer(folder: Path) -> None:
     path = folder / "openvino_tokenizer.xml"
     if not path.exists():
         from openvino_tokenizers import convert_tokenizer
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
-        made = convert_tokenizer(AutoTokenizer.from_pretrained(folder), with_detokenizer=True)
+        whole = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        made = convert_tokenizer(whole, with_detokenizer=True)
         for model, name in zip(made, ("tokenizer", "detokenizer"), strict=True):
             openvino.save_model(model, folder / f"openvino_{name}.xml")
 
