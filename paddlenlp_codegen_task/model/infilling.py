@@ -2,9 +2,10 @@
 
 A tokenizer's tokens tell which of two prompts its model was trained for. CodeGen2's is what stands
 before, <mask_1>, what stands after, <|endoftext|>, <sep>, <mask_1>: see
-https://arxiv.org/abs/2305.02309 and the cards of Salesforce/codegen2-*. The built-in model's is
-<suffix_first>, what stands after, <sep>, what stands before: the middle goes on from what stands
-before it, as any text does ("SPM" of https://arxiv.org/abs/2207.14255). Either ends at <eom>.
+https://arxiv.org/abs/2305.02309 and the cards of Salesforce/codegen2-*. Where there is a token
+<suffix_first>, it is that, what stands after, <sep>, what stands before: the middle goes on from
+what stands before it, as any text does ("SPM" of https://arxiv.org/abs/2207.14255). Either ends at
+<eom>.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Infilling:
             names = (hole, SEPARATOR, END_OF_MIDDLE, END_OF_TEXT)
             ids = [found for name in names if (found := tokenizer.token_id(name)) is not None]
             if len(ids) == len(names):
-                return cls(*ids, suffix_first=hole == SUFFIX_FIRST)
+                hole_id, separator, end, end_of_text = ids
+                return cls(hole_id, separator, end, end_of_text, hole == SUFFIX_FIRST)
         return None
 
     @property

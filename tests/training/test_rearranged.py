@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from model import CodeGen, Shape
 from rearranged import KINDS, MIDDLE_WEIGHT, Rearranged, hole_in
-from tokenizer import INFILLING, WHITESPACE, write_json
-from windows import END_OF_TEXT_ID, Mixture
+from windows import Mixture
 
 from paddlenlp_codegen_task.model.infilling import Infilling
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
-BUILTIN = Path(__file__).resolve().parents[2] / "paddlenlp_codegen_task" / "builtin"
 TEXT = """\
 def area(width, height):
     \"\"\"The area of a rectangle, été.\"\"\"
@@ -28,17 +23,6 @@ def area(width, height):
 def double(x):
     return 2 * x
 """
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The built-in model's vocabulary, with the tokens that training adds to it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        shutil.copy(BUILTIN / name, folder)
-    added = {token: END_OF_TEXT_ID + 1 + n for n, token in enumerate(WHITESPACE + INFILLING)}
-    write_json(added, folder / "added_tokens.json")
-    return Tokenizer.from_folder(folder)
 
 
 def documents(tokenizer: Tokenizer, *texts: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +27,6 @@ from refine import (
 from paddlenlp_codegen_task.model.infilling import Infilling
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 
-BUILTIN = Path(__file__).resolve().parents[2] / "paddlenlp_codegen_task" / "builtin"
 PROMPT = 'def f(x):\n    """Double."""'
 
 
@@ -80,11 +78,10 @@ def test_a_line_of_code_with_which_the_file_parses_is_rewarded(
     assert reward_of_line(hole, text, ended) == reward
 
 
-def test_lines_are_of_all_files_and_prompts_are_what_is_next_to_them():
+def test_lines_are_of_all_files_and_prompts_are_what_is_next_to_them(tokenizer: Tokenizer):
     text = "def f(x):\n" + "    x += 1\n" * 400 + "    return x\n"
     found = list(holes_of([text, "X = 1\n", text], random.Random(0)))
     assert [hole.filled(hole.line) for hole in found] == [text, text]
-    tokenizer = Tokenizer.from_folder(BUILTIN)
     infilling = Infilling.of(tokenizer)
     assert infilling is not None
     hole = without_line(text, 200)
