@@ -179,6 +179,8 @@ class Call:
     def _infill(self, given: Any, number: int, infilling: Infilling) -> Request:
         """Make a request of an `Infill`."""
         given = checked_infill(given, number)
+        prefix: Sequence[int]
+        suffix: Sequence[int]
         prefix, suffix = (
             self._encode(text, number, allow_special=False) if text else []
             for text in (given.prefix, given.suffix)
