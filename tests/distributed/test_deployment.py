@@ -143,8 +143,8 @@ def test_an_editor_stays_with_a_replica(deployed: Deployed):
     for length in range(300, 700, 50):
         answer = deployed.post({"prompt": code[:length], "max_tokens": 1}).json()
         found.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-    assert found[0] == 0
-    assert all(found[1:])
+    assert found[0] < 8  # what ran there before may begin alike, by a token or two
+    assert min(found[1:]) > 32
     grown = [count - before[replica] for replica, count in asked().items()]
     assert min(grown) == 0 < max(grown)
 
