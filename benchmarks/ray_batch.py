@@ -14,7 +14,7 @@ have already are not run again; nor is a number of workers:
 - overhead: the built-in model on one thread, by the command without Ray and with one worker, in
   alternation. `steady` is from a tenth to nine tenths of the bytes of the results, `seconds` all of
   the command.
-- scaling: a fake runtime whose steps take a fixed time, rows of 1 to 64 tokens, so many rows for
+- scaling: a fake runtime whose steps take a fixed time, rows of 1 to 16 tokens, so many rows for
   each worker; rows a second from when all workers are there to the last row; and the memory of the
   driver.
 
@@ -53,7 +53,7 @@ from paddlenlp_codegen_task.distributed.cluster import Pool  # noqa: E402
 BATCH = [sys.executable, "-m", "paddlenlp_codegen_task", "batch"]
 OPTIONS = ["--model=builtin", "--engine=onnxruntime", "--num-threads=1", "--batch-size=32"]
 OPTIONS += ["--seed=1", "--no-truncation", "--max-length=16", "--no-progress"]
-LONGEST = 64  # tokens of a row of `scaling`
+LONGEST = 16  # tokens of a row of `scaling`
 # A part's figures: at most, or at least, so much.
 MOST_OVERHEAD, LEAST_OF_LINEAR, MOST_GROWTH = 1.10, 0.9, 1.10
 
@@ -215,7 +215,7 @@ def scaled(options: argparse.Namespace, work: Path, workers: int) -> dict[str, A
     with nodes(0, *share):
         results = Files(work / f"scaling-{workers}.out.jsonl", {}, overwrite=True)
         pool = Pool(workers, workers, 1, 0, 16)
-        generation = {"ignore_eos": True, "seed": 0}
+        generation = {"ignore_eos": True, "decode_strategy": "greedy_search"}
         batch = RayBatch(load, pool, 32, Source.of_path(source), results, generation)
         samples: list[tuple[float, int, int, int]] = []
         over = threading.Event()
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of `overhead`")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--rows-a-worker", type=int, default=1563, help="of `scaling`")
-    parser.add_argument("--step", type=float, default=0.2, help="seconds of a step of `scaling`")
+    parser.add_argument("--step", type=float, default=1.6, help="seconds of a step of `scaling`")
     options = parser.parse_args()
     about = machine(len(os.sched_getaffinity(0)))
     path = options.out / f"ray_batch-{about['date']}.json"

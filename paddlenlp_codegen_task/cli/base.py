@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from paddlenlp_codegen_task import checks
+from paddlenlp_codegen_task import checks, interrupts
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,8 @@ def told(extra: str = "serve") -> Iterator[None]:
         extra: the extra of this package that brings what may be missing.
     """
     try:
-        yield
+        with interrupts.not_taken_for_errors():
+            yield
         flush()
     except BrokenPipeError:  # whoever reads has seen enough
         _forget_output()

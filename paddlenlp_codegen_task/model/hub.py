@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from paddlenlp_codegen_task import interrupts
 from paddlenlp_codegen_task.files import is_file_name, read_json
 from paddlenlp_codegen_task.model import names
 from paddlenlp_codegen_task.model.config import CodeGenConfig
@@ -261,7 +262,8 @@ def _transfer(source: _Source, file: str) -> Path | None:
     if (found := source.local(file)) is not None:
         return found
     try:
-        size = source.size(file)
+        with interrupts.not_taken_for_errors():
+            size = source.size(file)
     except (OSError, ImportError) as error:  # without Paddle, PaddleNLP's client does not import
         if str(error).startswith("404"):  # the one thing both clients' errors have in common
             return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
 
+from paddlenlp_codegen_task import interrupts
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime.base import Runtime
@@ -119,7 +120,8 @@ def _paddle_has_gpu() -> bool:
 def load_engine(name: str) -> Engine:
     """Import an engine; ValueError says what to install if that fails."""
     try:
-        return cast(Engine, importlib.import_module(MODULES[name]))
+        with interrupts.not_taken_for_errors():
+            return cast(Engine, importlib.import_module(MODULES[name]))
     except ImportError as error:
         package = {"paddle": "paddlepaddle", "onnxruntime": "onnxruntime onnx"}[name]
         raise ValueError(f"engine {name!r} needs: pip install {package} ({error})") from error

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from paddlenlp_codegen_task import interrupts
 from paddlenlp_codegen_task.export import onnx_files
 from paddlenlp_codegen_task.export.candidates import NUM_CANDIDATES
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
@@ -94,7 +95,8 @@ def export(
     With `calibration`, token ids of texts, keys and values are kept in 8 bits: on the CPU.
     """
     try:  # onnx is needed for this only, not to run what it wrote
-        from paddlenlp_codegen_task.export import onnx_graph
+        with interrupts.not_taken_for_errors():
+            from paddlenlp_codegen_task.export import onnx_graph
     except ImportError as error:
         raise ValueError(f"exporting for ONNX Runtime needs: pip install onnx ({error})") from error
     onnx_graph.save_graph(
