@@ -24,24 +24,23 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnxruntime
+from changed_weights import in_few_bits, rounded, rounded_per_group, with_outliers
 from compare import machine
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.export import calibration, kv_scales, onnx_graph
 from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE, PREFILL_FILE
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import BUILTIN
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
-from paddlenlp_codegen_task.model.weights import Array, Block, FusedWeights
+from paddlenlp_codegen_task.model.weights import Array, FusedWeights
 
 PRECISIONS = ("fp32", "int8", "int8_weight_only", "int4", "int4_int8")
 KV_INT8 = {f"{one}, KV int8": one for one in ("fp32", "int4")}
@@ -74,77 +73,6 @@ def windows(tokenizer: Tokenizer, sources: list[str], length: int, count: int) -
         ids = tokenizer.encode(source)
         found += [ids[at : at + length + 1] for at in range(0, len(ids) - 1, length)]
     return found[:: math.ceil(len(found) / count)]
-
-
-@dataclass(frozen=True)
-class Changed:
-    """Weights with a change to them; it has what `save_graph` asks of FusedWeights."""
-
-    weights: FusedWeights
-    norm: Callable[[Array], Array]  # of a LayerNorm's weight or bias
-    matrix: Callable[[str, Array], Array]  # of "w_in", "w_out" and "lm_head"
-
-    @property
-    def config(self) -> CodeGenConfig:
-        return self.weights.config
-
-    def wte(self) -> Array:
-        return self.weights.wte()
-
-    def block(self, layer: int) -> Block:
-        block = self.weights.block(layer)
-        return replace(
-            block,
-            ln_weight=self.norm(block.ln_weight),
-            ln_bias=self.norm(block.ln_bias),
-            w_in=self.matrix("w_in", block.w_in),
-            w_out=self.matrix("w_out", block.w_out),
-        )
-
-    def ln_f(self) -> tuple[Array, Array]:
-        weight, bias = self.weights.ln_f()
-        return self.norm(weight), self.norm(bias)
-
-    def lm_head(self) -> tuple[Array, Array]:
-        weight, bias = self.weights.lm_head()
-        return self.matrix("lm_head", weight), bias
-
-
-def with_outliers(weights: FusedWeights, dimensions: list[int], factor: float) -> Changed:
-    """The same function in fp32; the outputs of its LayerNorms have outliers."""
-    scale = np.ones(weights.config.n_embd, np.float32)
-    scale[dimensions] = factor
-    return Changed(
-        weights,
-        lambda values: values * scale,
-        lambda name, weight: weight if name == "w_out" else weight / scale[:, None],
-    )
-
-
-def in_few_bits(weights: Any, bits: int, size: int, head_bits: int) -> Changed:
-    """Weights of the products rounded and back: in an fp32 graph, activations stay floats."""
-    return Changed(
-        weights,
-        lambda values: values,
-        lambda name, weight: rounded(weight, head_bits if name == "lm_head" else bits, size),
-    )
-
-
-def rounded(weight: Array, bits: int, size: int) -> Array:
-    """What `quantize.blockwise` makes of a weight [in, out] in blocks of `size` inputs."""
-    inputs, middle = len(weight), 1 << (bits - 1)
-    blocks = np.pad(weight, ((0, -inputs % size), (0, 0))).reshape(-1, size, weight.shape[1])
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-    scales = np.where(largest == 0, np.float32(1), largest / np.float32(-middle))
-    values = np.clip(np.rint(blocks / scales), -middle, middle - 1) * scales
-    return cast(Array, values.reshape(-1, weight.shape[1])[:inputs])
-
-
-def rounded_per_group(values: Array, size: int) -> Array:
-    """Values [rows, width] in signed 8 bits and back, with a scale for `size` values of a row."""
-    groups = values.reshape(len(values), -1, size)
-    scales = np.maximum(np.abs(groups).max(axis=2, keepdims=True), np.float32(1e-30)) / 127
-    return cast(Array, (np.rint(groups / scales) * scales).reshape(values.shape))
 
 
 class Graph:

@@ -41,7 +41,7 @@ from compare import SYSTEMS, System, machine, versions
 from servers import SMALL, Bench, Server, Sizes, rate, whole
 from sse_client import Answer, open_loop
 
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 
 HERE = Path(__file__).resolve().parent
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,48 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.export import calibration, store
+from paddlenlp_codegen_task.building import Weights, checked_tokenizer, stored_groups
+from paddlenlp_codegen_task.export import store
+from paddlenlp_codegen_task.finding import find, opened_adapter, short
 from paddlenlp_codegen_task.load_options import LoadOptions, checked_model
-from paddlenlp_codegen_task.model import end_tokens, reference
-from paddlenlp_codegen_task.model.adapter import Adapter, Merged, open_adapter
+from paddlenlp_codegen_task.model import end_tokens
+from paddlenlp_codegen_task.model.adapter import Merged
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.model.names import (
-    BUILTIN,
-    CONFIG_FILES,
-    DEFAULT_MODEL,
-    GENERATION_FILE,
-    TOKENIZER_FILES,
-)
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 from paddlenlp_codegen_task.model.weights import FusedWeights
-from paddlenlp_codegen_task.runtime import cpu, engines
-from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
-
-logger = logging.getLogger(__name__)
-
-BUILTIN_FOLDER = Path(__file__).parent / BUILTIN
-
-# Huggingface_hub's own, which looks at a name only after it has looked for the model.
-_REPOSITORY = re.compile(r"(\b[\w\-.]+\b/)?\b[\w\-.]{1,96}\b", re.ASCII)
+from paddlenlp_codegen_task.runtime import engines
+from paddlenlp_codegen_task.runtime.base import Runtime
 
 _GROUPS = re.compile("[0-9]{1,4}")
-_NO_ADAPTER = "none"
-
-# Largest difference of an export's logits from the reference, over their standard deviation. A
-# graph that is wired wrongly is off by four and more; rounding to few bits may take a good part.
-_TOLERANCE = {
-    "fp32": 1e-3,
-    "fp16": 0.1,
-    "int8": 2.0,
-    "int8_weight_only": 2.0,
-    "int4": 3.0,
-    "int4_int8": 3.0,
-}
-_KV_TOLERANCE = 2.0  # at least, with keys and values in 8 bits
 
 
 class Described(Protocol):
@@ -110,52 +80,6 @@ class ExportedModel:
     on_gpu: bool
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """A model's weights, those of its adapter among them, and what they are to run on."""
-
-    name: str
-    folder: Path
-    weights: FusedWeights
-    adapter: Adapter | None
-    engine_name: str
-    engine: engines.Engine
-    device_id: int | None
-    precision: str
-    kv_precision: str
-    auto: bool  # whether "auto" has chosen the precision
-    load: Callable[[Path], Runtime]
-
-    def find_or_build(self, root: Path, large_files: bool = True) -> Path:
-        """The folder of their export; see `store.find_or_build`."""
-        config = self.weights.config
-        made_from = {
-            "weights": self.weights.identity(),
-            "files": _files_identity(self.folder),
-            "engine": self.engine_name,
-            "precision": self.precision,
-            "kv_precision": self.kv_precision,
-            "qkv_groups": _groups(config),
-            "adapter": self.adapter.identity if self.adapter else _NO_ADAPTER,
-            **self.engine.versions(self.device_id),
-        }
-        needed = self.engine.export_bytes(config, self.precision)
-        return store.find_or_build(root, made_from, needed, self._build, large_files=large_files)
-
-    def _build(self, draft: Path) -> None:
-        tokenizer = _checked_tokenizer(self.folder, self.weights.config)
-        texts, tolerance = None, _TOLERANCE[self.precision]
-        if self.kv_precision == "int8":
-            texts = calibration.token_ids(tokenizer, self.weights.config)
-            tolerance = max(tolerance, _KV_TOLERANCE)
-        why = _why(self.engine_name, self.device_id) if self.auto else ""
-        logger.info("exporting %s to a static graph in %s%s", self.folder, self.precision, why)
-        for path in _copied_files(self.folder):
-            shutil.copyfile(path, draft / path.name)
-        self.engine.export(self.weights, draft, self.precision, self.device_id, texts)
-        _check_export(self.load(draft), self.weights, self.precision, tolerance)
-
-
 def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions) -> LoadedModel:
     """Find a model, export it unless that has been done, and load the export.
 
@@ -170,7 +94,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None, options: LoadOptions
     """
     with _weights_of(name_or_path, options) as found:
         if not options.static_mode:
-            tokenizer = _checked_tokenizer(found.folder, found.weights.config)
+            tokenizer = checked_tokenizer(found.folder, found.weights.config)
             ends = end_tokens.of(found.folder, found.weights.config, tokenizer)
             eager = _load_eager(found.weights, found.device_id, options.threads, found.precision)
             return LoadedModel(found.name, found.folder, found.precision, eager, tokenizer, ends)
@@ -213,11 +137,11 @@ def exports_of(name: str, options: LoadOptions) -> Path:
 @contextmanager
 def _weights_of(
     name_or_path: str | os.PathLike[str] | None, options: LoadOptions
-) -> Iterator[_Weights]:
+) -> Iterator[Weights]:
     """Find a model, and open its files."""
     if name_or_path is not None:
         name_or_path = checked_model("name_or_path", name_or_path)
-    name, folder = _find(name_or_path, options)
+    name, folder = find(name_or_path, options)
     config = CodeGenConfig.from_folder(folder, options.qkv_groups)
     end_tokens.named(folder, config)  # before a graph is built
     engine_name, engine = engines.choose(
@@ -229,11 +153,11 @@ def _weights_of(
     kv_precision = engines.resolve_kv_precision(
         options.kv_precision, precision, device_id, engine_name
     )
-    with open_checkpoint(folder) as checkpoint, _open_adapter(options) as adapter:
+    with open_checkpoint(folder) as checkpoint, opened_adapter(options) as adapter:
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
         auto = options.precision == "auto"
-        yield _Weights(
+        yield Weights(
             *(name, folder, weights, adapter, engine_name, engine, device_id),
             *(precision, kv_precision, auto, load),
         )
@@ -261,7 +185,7 @@ def _checked_export(
     if options.from_hf_hub:
         raise ValueError("from_hf_hub=True needs a checkpoint's name: an export is a folder here")
     if not folder.is_dir():
-        raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
+        raise FileNotFoundError(f"task_path: there is no folder {short(folder)}")
     made_from = store.read_manifest(folder)["made_from"]
     wanted = ("engine", "precision", "kv_precision")
     engine_name, precision, _ = found = [str(made_from.get(option)) for option in wanted]
@@ -285,13 +209,13 @@ def _checked_export(
     config = CodeGenConfig.from_folder(folder, int(groups) if _GROUPS.fullmatch(groups) else None)
     if options.qkv_groups not in (None, config.qkv_groups):
         raise ValueError(
-            f"qkv_groups: {folder} was exported with {_groups(config)}, not {options.qkv_groups}: "
-            "leave it out, or export again from the weights"
+            f"qkv_groups: {folder} was exported with {stored_groups(config)}, not "
+            f"{options.qkv_groups}: leave it out, or export again from the weights"
         )
-    with _open_adapter(options) as adapter:
+    with opened_adapter(options) as adapter:
         if adapter and adapter.identity != made_from.get("adapter"):
             raise ValueError(
-                f"adapter: {folder} was exported without {_short(Path(options.adapter or ''))}, or "
+                f"adapter: {folder} was exported without {short(Path(options.adapter or ''))}, or "
                 "with another state of it: export again from the weights"
             )
     engines.resolve_precision(precision, device_id, engine_name, engine)
@@ -323,16 +247,6 @@ def check_vocabulary(draft_model: LoadedModel, model: LoadedModel) -> None:
         f"draft_model: {draft_model.name} has another vocabulary than {model.name}: their tokens "
         "must be the same"
     )
-
-
-def _why(engine_name: str, device_id: int | None) -> str:
-    """What is to be said of the precision that "auto" has chosen, and of what is faster here."""
-    if device_id is not None:
-        return ", as on any GPU"
-    if engine_name != "onnxruntime":  # which has no others
-        return ", as PaddleNLP"
-    faster = cpu.faster_than_fp32(cpu.flags(cpu.read()))
-    return f", as PaddleNLP; {faster} here" if faster else ", as PaddleNLP"
 
 
 def _loader(
@@ -375,130 +289,9 @@ def _open(name: str, export: Path, precision: str, load: Callable[[Path], Runtim
             raise
 
 
-def _find(name_or_path: str | Path | None, options: LoadOptions) -> tuple[str, Path]:
-    """The name and checkpoint folder of what is asked for."""
-    if name_or_path is None:
-        return _find_default(options)
-    if name_or_path == BUILTIN:
-        if options.from_hf_hub:
-            raise ValueError("from_hf_hub=True: the built-in model is not on the hub")
-        return BUILTIN, BUILTIN_FOLDER
-    folder = Path(name_or_path).expanduser()
-    if options.from_hf_hub:
-        if not isinstance(name_or_path, str) or not _REPOSITORY.fullmatch(name_or_path):
-            raise ValueError(f"from_hf_hub=True needs a repository's name, got {_short(folder)}")
-    elif folder.is_dir():
-        return folder.resolve().name, folder
-    elif not isinstance(name_or_path, str) or _is_path(name_or_path):
-        raise FileNotFoundError(f"task_path: there is no folder {_short(folder)}")
-    from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
-
-    found = hub.fetch(
-        name_or_path,
-        from_hf_hub=options.from_hf_hub,
-        home=options.home,
-        qkv_groups=options.qkv_groups,
-    )
-    return name_or_path, found
-
-
-def _find_default(options: LoadOptions) -> tuple[str, Path]:
-    """The best model that is here or can be had, with a warning if that is the built-in one."""
-    from paddlenlp_codegen_task.model import hub
-
-    try:
-        found = hub.fetch(DEFAULT_MODEL, from_hf_hub=options.from_hf_hub, home=options.home)
-    except hub.DownloadError as error:
-        logger.warning("The small built-in model runs, good for trying things out only: %s", error)
-        return BUILTIN, BUILTIN_FOLDER
-    return DEFAULT_MODEL, found
-
-
-def _is_path(name: str) -> bool:
-    """Whether this can only be a folder: models are named "owner/model"."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _short(folder: Path) -> str:
-    """A path, as errors show it."""
-    return checks.line(str(folder), 200)
-
-
-def _checked_tokenizer(folder: Path, config: CodeGenConfig) -> Tokenizer:
-    tokenizer = Tokenizer.from_folder(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{config.vocab_size}; the files do not belong together"
-        )
-    return tokenizer
-
-
 def _load_eager(
     weights: FusedWeights, device_id: int | None, num_threads: int, precision: str
 ) -> Runtime:
     from paddlenlp_codegen_task.runtime import paddle_inference
 
     return paddle_inference.load_eager(weights, device_id, num_threads, precision)
-
-
-def _copied_files(folder: Path) -> list[Path]:
-    """What an export takes from its checkpoint beside the weights."""
-    paths = [folder / name for name in (*CONFIG_FILES, *TOKENIZER_FILES, GENERATION_FILE)]
-    return [path for path in paths if path.is_file()]
-
-
-@contextmanager
-def _open_adapter(options: LoadOptions) -> Iterator[Adapter | None]:
-    """The adapter that is asked for, from a folder or the hub; None if there is none."""
-    if options.adapter is None:
-        yield None
-        return
-    folder = Path(options.adapter).expanduser()
-    if not folder.is_dir():
-        name = str(options.adapter)
-        if not _REPOSITORY.fullmatch(name) or "/" not in name:
-            raise FileNotFoundError(f"adapter: there is no folder {_short(folder)}")
-        from paddlenlp_codegen_task.model import hub  # what downloads takes a while to import
-
-        folder = hub.fetch_adapter(name)
-    with open_adapter(folder) as adapter:
-        yield adapter
-
-
-def _groups(config: CodeGenConfig) -> str:
-    """How a checkpoint stores query, key and value, as an export's manifest says it."""
-    return "none" if config.qkv_groups is None else str(config.qkv_groups)
-
-
-def _files_identity(folder: Path) -> str:
-    """Hex digest of the files that an export copies: it must not outlive a change in them."""
-    digest = hashlib.sha256()
-    for path in _copied_files(folder):
-        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _check_export(
-    runtime: Runtime, weights: FusedWeights, precision: str, tolerance: float
-) -> None:
-    """Compare a new export's logits after a few steps with the reference; free the export."""
-    config = weights.config
-    token_ids = [i * 7919 % config.vocab_size for i in range(1, min(9, config.n_positions + 1))]
-    try:
-        # By way of a second slot, a copy and single tokens: the KV buffers must hold as well.
-        prefill(runtime, 0, [token_ids[-1:]])
-        found = prefill(runtime, 1, [token_ids[:4]]).logits()[0].copy()
-        runtime.cache.copy(1, 0)
-        for token_id in token_ids[4:]:
-            found = decode(runtime, [token_id]).logits()[0].copy()
-    finally:
-        runtime.close()
-    expected = reference.forward(weights, token_ids)[-1]
-    error = float(np.abs(found - expected).max() / expected.std())
-    if not error <= tolerance:
-        raise store.ExportError(
-            f"the export is not the model: its logits are off by {error:.2g} standard deviations, "
-            f"with {tolerance} allowed in {precision}; please report this"
-        )

@@ -23,7 +23,7 @@ import pytest
 from random_models import spread_tensors, write_model
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from random_models import spread_tensors, write_model
 
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 

@@ -25,8 +25,9 @@ import pytest
 
 import paddlenlp_codegen_task
 from paddlenlp_codegen_task import GenerationConfig
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
+from paddlenlp_codegen_task.loading import LoadOptions
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import BUILTIN, CODEGEN2_MODELS, SALESFORCE_MODELS

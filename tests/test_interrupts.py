@@ -40,11 +40,15 @@ def test_an_engine_that_is_missing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_command_s_import(interrupted_module: str):
-    with pytest.raises(KeyboardInterrupt), told():
-        try:
-            __import__(interrupted_module)
-        except ImportError as error:
-            raise ValueError("this needs a package") from error
+    def command() -> None:
+        with told():
+            try:
+                __import__(interrupted_module)
+            except ImportError as error:
+                raise ValueError("this needs a package") from error
+
+    with pytest.raises(KeyboardInterrupt):
+        command()
 
 
 def test_what_came_before_is_no_cause():
@@ -53,4 +57,4 @@ def test_what_came_before_is_no_cause():
         raise KeyboardInterrupt
     except KeyboardInterrupt:
         with pytest.raises(ValueError, match="bad"), interrupts.not_taken_for_errors():
-            raise ValueError("bad")
+            raise ValueError("bad")  # noqa: B904 (its context is what this is about)

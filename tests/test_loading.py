@@ -17,7 +17,7 @@ from byte_tokenizer import write_byte_tokenizer
 from checkpoints import TINY, write_paddle, write_safetensors, write_torch
 from random_models import spread_tensors, write_model
 
-from paddlenlp_codegen_task import CodeGenerator, loading
+from paddlenlp_codegen_task import CodeGenerator, building
 from paddlenlp_codegen_task.export.store import ExportError
 from paddlenlp_codegen_task.loading import LoadOptions, load_model
 from paddlenlp_codegen_task.model.checkpoint import CheckpointError
@@ -521,13 +521,13 @@ def test_an_engine_that_loses_its_cache_is_refused(
     # A single prefill would not notice: it reads the copy.
     monkeypatch.setattr(paddle_graph, "_write", write_to_a_copy)
     checks = []
-    check = loading._check_export
+    check = building.check_export
 
     def counted(*arguments: Any) -> None:
         checks.append(arguments)
         check(*arguments)
 
-    monkeypatch.setattr(loading, "_check_export", counted)
+    monkeypatch.setattr(building, "check_export", counted)
     with pytest.raises(ExportError, match="is not the model"):
         load_model("builtin", LoadOptions(engine="paddle", device="cpu", home_path=tmp_path))
     assert len(checks) == 1  # and not built again

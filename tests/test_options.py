@@ -24,7 +24,8 @@ from paddlenlp_codegen_task import (
     memory,
 )
 from paddlenlp_codegen_task.decoding.request import new_row
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
+from paddlenlp_codegen_task.loading import LoadOptions
 from paddlenlp_codegen_task.memory import completion_bytes
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint

@@ -15,7 +15,7 @@ from random_models import open_model, write_model
 from transformers import AutoTokenizer, CodeGenForCausalLM
 
 from paddlenlp_codegen_task import CodeGenerator, GenerationConfig
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 
 ADD = "def add(a, b):\n    return "

@@ -92,7 +92,7 @@ def models(
 
 def _known(home: Path) -> Iterator[Model]:
     from paddlenlp_codegen_task.export.copying import folder_bytes
-    from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+    from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
     from paddlenlp_codegen_task.model import hub
     from paddlenlp_codegen_task.model.checkpoint import expected_shapes
     from paddlenlp_codegen_task.model.config import CodeGenConfig

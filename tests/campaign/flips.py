@@ -244,7 +244,7 @@ class Attacker:
         return Outcome.CHANGED
 
     def _attack_tokenizer(self, given: dict[str, Any]) -> Outcome:
-        from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+        from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
         from paddlenlp_codegen_task.model.names import TOKENIZER_FILES
         from paddlenlp_codegen_task.model.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from commands import COMMAND, invoke
 
 from paddlenlp_codegen_task.cli import findings
 from paddlenlp_codegen_task.cli.findings import Finding
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.runtime import cpu as processors
 from paddlenlp_codegen_task.runtime import device
 

@@ -13,7 +13,7 @@ import pytest
 from commands import done, refused
 
 from paddlenlp_codegen_task import CodeGenerator
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.names import BUILTIN, PARAMETERS, SALESFORCE_MODELS, parameters

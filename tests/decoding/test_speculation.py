@@ -28,9 +28,10 @@ from paddlenlp_codegen_task.decoding.pace import MAX_DRAFT, Pace
 from paddlenlp_codegen_task.decoding.request import Drafter, Request, Row
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.speculation import DraftModel, PromptLookup
+from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.generation_config import GenerationConfig
 from paddlenlp_codegen_task.generator import DEFAULT_BATCH_SIZE
-from paddlenlp_codegen_task.loading import BUILTIN_FOLDER, LoadOptions, load_model
+from paddlenlp_codegen_task.loading import LoadOptions, load_model
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.runtime.base import StepOutput
 

@@ -599,7 +599,7 @@ def test_limits_of_a_request(serve: Any):
 
 def test_the_reference_agrees(server: Running):
     """Log-probabilities over HTTP are those of the plain forward pass."""
-    from paddlenlp_codegen_task.loading import BUILTIN_FOLDER
+    from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
     from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
     from paddlenlp_codegen_task.model.weights import FusedWeights
 
