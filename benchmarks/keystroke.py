@@ -4,7 +4,7 @@
 
 or, with the environments of the Makefile in place,
 
-    python benchmarks/keystroke.py build/codegen-350M --precisions int8 int4
+    python benchmarks/keystroke.py build/codegen-350M --precisions int4 int4_int8 int4+kv_int8
 
 A session in files of Python's standard library (typing_session.py). Each key asks for what goes on
 from the text before the cursor, and the next key drops that once there is some of it (or so many
@@ -72,7 +72,10 @@ class System:
 def systems(precisions: Sequence[str], every: int) -> list[System]:
     """Ours in these precisions, and the peers."""
     of = {one.label: one for one in SYSTEMS}
-    ours = [Prepared(f"ours {name}", "ours", name, ".venv") for name in precisions]
+    ours = [
+        Prepared(f"ours {name.replace('+kv_', ', KV ')}", "ours", name, ".venv")
+        for name in precisions
+    ]
     genai = "OpenVINO GenAI int8, prefix cache"
     return [
         *(System(one, "keystroke_ours") for one in ours),

@@ -105,11 +105,11 @@ def test_keystrokes(
     assert "not installed" in before["systems"]["CTranslate2 int8"]["error"]
     assert "not installed" in before["systems"]["OpenVINO int8"]["error"]
     # One more round of a system that has one, and its first two of another.
-    run(*arguments, "--rounds", 2, "--precisions", "fp32", "int8", "--pages", *pages)
+    run(*arguments, "--rounds", 2, "--precisions", "fp32", "int8+kv_int8", "--pages", *pages)
     results = json.loads(path.read_text(encoding="utf-8"))
     session = results["session"]
     assert 18 <= session["keys"] <= 36
-    for name in ("ours fp32", "ours int8"):
+    for name in ("ours fp32", "ours int8, KV int8"):
         one = results["systems"][name]
         assert len(one["rounds"]) == 2
         assert one["opened_seconds_count"] == 2 * 3
@@ -124,7 +124,7 @@ def test_keystrokes(
         text = page.read_text(encoding="utf-8")
         assert text.startswith("a\n")
         assert text.endswith("\nb")
-        assert [line for line in text.splitlines() if line.startswith("| ours int8 | ")]
+        assert [line for line in text.splitlines() if line.startswith("| ours int8, KV int8 | ")]
 
     capsys.readouterr()
     with pytest.raises(SystemExit, match="of another machine or session"):

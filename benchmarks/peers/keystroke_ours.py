@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keystroke_worker
+import ours
 
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.decoding.events import Failed, Finished
@@ -49,17 +50,8 @@ class Ours:
 
 
 def load(folder: Path, precision: str, threads: int) -> Ours:
-    return Ours(
-        CodeGenerator.from_pretrained(
-            folder / "checkpoint",
-            engine="onnxruntime",
-            precision=precision,
-            num_threads=threads,
-            home_path=folder,
-            batch_size=BATCH_SIZE,
-            prefix_cache_bytes=CACHE_BYTES,
-        )
-    )
+    options = {"batch_size": BATCH_SIZE, "prefix_cache_bytes": CACHE_BYTES}
+    return Ours(ours.generator(folder, precision, threads, **options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""This package, by ONNX Runtime; `fp32-paddle` by Paddle Inference."""
+"""This package, by ONNX Runtime; `fp32-paddle` by Paddle Inference.
+
+`int4+kv_int8` is int4 with keys and values in 8 bits.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import worker
 
@@ -10,20 +14,24 @@ from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.decoding.events import Forward
 
 
-def _load(folder: Path, precision: str, threads: int) -> CodeGenerator:
+def generator(folder: Path, precision: str, threads: int, **options: Any) -> CodeGenerator:
+    """Load what `prepare` wrote."""
     precision, _, engine = precision.partition("-")
+    precision, _, kept = precision.partition("+kv_")
     return CodeGenerator.from_pretrained(
         folder / "checkpoint",
         engine=engine or "onnxruntime",
         precision=precision,
+        kv_precision=kept or "auto",
         num_threads=threads,
         home_path=folder,
+        **options,
     )
 
 
 def prepare(checkpoint: Path, folder: Path, precision: str) -> None:
     (folder / "checkpoint").symlink_to(checkpoint)
-    _load(folder, precision, 2).close()
+    generator(folder, precision, 2).close()
 
 
 class Ours:
@@ -58,7 +66,7 @@ class Ours:
 
 
 def load(folder: Path, precision: str, threads: int) -> Ours:
-    return Ours(_load(folder, precision, threads))
+    return Ours(generator(folder, precision, threads))
 
 
 if __name__ == "__main__":
