@@ -26,31 +26,29 @@ from paddlenlp_codegen_task.runtime.base import Runtime, decode, prefill
 from paddlenlp_codegen_task.runtime.engines import KV_PRECISIONS
 
 STEPS = 8  # of decoding at each length, after one that is not measured
-BATCHES, LENGTHS, PROMPTS = (1, 8), (128, 512, 1024, 1900), (256, 1024, 1900)
+BATCHES, LENGTHS = (1, 8), (128, 512, 1000, 1900)
 
 
 def token_ids(runtime: Runtime, count: int) -> list[int]:
     return [(7919 * n + 13) % runtime.config.vocab_size for n in range(count)]
 
 
-def decode_seconds(runtime: Runtime, batch: int, length: int) -> float:
-    """Of a step behind `length` tokens in each of `batch` rows."""
-    runtime.cache.reset()
-    prefill(runtime, 0, [token_ids(runtime, length)])
-    for slot in range(1, batch):
-        runtime.cache.copy(0, slot)
-    decode(runtime, [1] * batch)
-    start = time.perf_counter()
-    for step in range(STEPS):
-        decode(runtime, [step] * batch)
-    return (time.perf_counter() - start) / STEPS
-
-
-def prefill_seconds(runtime: Runtime, length: int) -> float:
+def seconds_of(runtime: Runtime, length: int) -> dict[str, float]:
+    """Of prefilling `length` tokens, and of a step behind them in each batch."""
     runtime.cache.reset()
     start = time.perf_counter()
     prefill(runtime, 0, [token_ids(runtime, length)])
-    return time.perf_counter() - start
+    found = {f"prefill_{length}": time.perf_counter() - start}
+    for batch in BATCHES:
+        runtime.cache.truncate(0, length)
+        for slot in range(1, batch):
+            runtime.cache.copy(0, slot)
+        decode(runtime, [1] * batch)
+        start = time.perf_counter()
+        for step in range(STEPS):
+            decode(runtime, [step] * batch)
+        found[f"decode_{batch}_{length}"] = (time.perf_counter() - start) / STEPS
+    return found
 
 
 def cache_bytes(runtime: Runtime, length: int) -> int:
@@ -61,17 +59,12 @@ def cache_bytes(runtime: Runtime, length: int) -> int:
 def measure(runtimes: dict[str, Runtime], rounds: int, longest: int) -> dict[str, Any]:
     """Median seconds of everything, and bytes, for each way."""
     lengths = [one for one in LENGTHS if one + STEPS < longest]
-    prompts = [one for one in PROMPTS if one < longest]
     times: dict[str, dict[str, list[float]]] = {way: {} for way in runtimes}
     for _ in range(rounds + 1):  # the first is not counted
-        for way, runtime in runtimes.items():
-            for batch in BATCHES:
-                for length in lengths:
-                    seconds = decode_seconds(runtime, batch, length)
-                    times[way].setdefault(f"decode_{batch}_{length}", []).append(seconds)
-            for length in prompts:
-                seconds = prefill_seconds(runtime, length)
-                times[way].setdefault(f"prefill_{length}", []).append(seconds)
+        for length in lengths:
+            for way, runtime in runtimes.items():
+                for name, seconds in seconds_of(runtime, length).items():
+                    times[way].setdefault(name, []).append(seconds)
     return {
         way: {
             "cache_bytes": {str(one): cache_bytes(runtimes[way], one) for one in lengths},

@@ -190,8 +190,7 @@ class Starting:
         """Whether rows may start in the same step as those of `group`."""
         rows = sum(len(start.rows) for start in group) + count
         longest = max([tokens, *(len(start.rows[0].history) for start in group)])
-        headroom = max(min(HEADROOM, request.most_tokens - tokens), 0)
-        if not self._slots.room_for(rows, longest + headroom):
+        if not self._slots.room_for(rows, longest + _headroom(request, tokens)):
             return False
         if not group or any(start.request is request for start in group):
             return True
@@ -247,7 +246,12 @@ class Starting:
     def _begin_prefill(self, starts: list[Start]) -> _Prefill:
         """Make room for prompts, and take from the prefix cache what it has of a single one."""
         rows = sum(len(start.rows) for start in starts)
-        longest = max(len(row.history) for start in starts for row in start.rows)
+        lengths = [(start.request, len(row.history)) for start in starts for row in start.rows]
+        longest = max(tokens for _, tokens in lengths)
+        # Room for what follows them: to grow within the first steps would copy what is held.
+        roomy = max(tokens + _headroom(request, tokens) for request, tokens in lengths)
+        if self._slots.room_for(rows, roomy):
+            longest = roomy
         # Of what is restored, no output comes.
         alone = len(starts) == 1 and not starts[0].request.scores_prompt
         prompt_ids = starts[0].request.prompt_ids if alone else ()
@@ -256,3 +260,8 @@ class Starting:
             start.rows[0].cached_tokens = done
         self._slots.prefilling = len(starts)
         return _Prefill(starts, done)
+
+
+def _headroom(request: Request, tokens: int) -> int:
+    """Tokens that a row of so many is to have room for beyond them."""
+    return max(min(HEADROOM, request.most_tokens - tokens), 0)
