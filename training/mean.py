@@ -2,8 +2,9 @@
 
 Training on rearranged windows costs some of what the model knew of ordinary text; a mean of the
 weights before and after keeps that, and most of what was learnt (https://arxiv.org/abs/2109.01903).
-Tokens that infilling adds had no meaning before: their rows are those of the trained side. Writes a
-checkpoint that refine.py and package.py read.
+Tokens that infilling adds had no meaning before: their rows are those of the trained side. Halfway,
+the inner layers say less clearly that a middle ends, so `--raise-end` makes the token that ends it
+likelier everywhere. Writes a checkpoint that refine.py and package.py read.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of tokenizer.py")
     parser.add_argument("out", type=Path, help="the checkpoint to write")
     parser.add_argument("--share", type=share_of, default=0.6, help="of the trained weights")
+    parser.add_argument(
+        "--raise-end", type=float, default=0.0, metavar="NATS", help="added to the bias of <eom>"
+    )
     options = parser.parse_args()
 
     state = torch.load(options.checkpoint, weights_only=True)
@@ -46,7 +50,10 @@ def main() -> None:
     tokenizer = Tokenizer.from_folder(options.data)
     ids = map(tokenizer.token_id, (SUFFIX_FIRST, SEPARATOR, END_OF_MIDDLE))
     new = [token_id for token_id in ids if token_id is not None]
-    state["weights"] = mean(before, state["weights"], options.share, new)
+    weights = state["weights"] = mean(before, state["weights"], options.share, new)
+    end = tokenizer.token_id(END_OF_MIDDLE)
+    if end is not None:
+        weights["lm_head.bias"][end] += options.raise_end
     save(options.out, state)
 
 
