@@ -4,7 +4,7 @@
 
 or, with the environments of the Makefile in place,
 
-    python benchmarks/keystroke.py build/codegen-350M --precisions int4 int4_int8 int4+kv_int8
+    python benchmarks/keystroke.py build/codegen-350M --keys 30
 
 A session in files of Python's standard library (typing_session.py). Each key asks for what goes on
 from the text before the cursor, and the next key drops that once there is some of it (or so many
@@ -302,11 +302,16 @@ def about(options: argparse.Namespace, visits: Sequence[Visit]) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--precisions", nargs="+", default=["int8", "int4"], help="of ours")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["int4", "int4_int8", "int4+kv_int8", "int4_int8+kv_int8"],
+        help="of ours; +kv_int8: keys and values in 8 bits",
+    )
     parser.add_argument("--only", nargs="*", help="names of the systems to run", metavar="NAME")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--visits", type=int, default=2, help="of each file")
-    parser.add_argument("--keys", type=int, default=40, help="of each visit")
+    parser.add_argument("--keys", type=int, default=30, help="of each visit")
     parser.add_argument("--tokens", type=int, default=1000, help="before the cursor at first")
     parser.add_argument("--between", type=float, default=0.0, help="ms between keys, at least")
     parser.add_argument("--every", type=int, default=8, help="keys for a peer that keeps nothing")
