@@ -4,7 +4,7 @@
 
 or, with the environments of the Makefile in place,
 
-    python benchmarks/keystroke.py build/codegen-350M --keys 30
+    python benchmarks/keystroke.py build/codegen-350M --precisions int8 int4
 
 A session in files of Python's standard library (typing_session.py). Each key asks for what goes on
 from the text before the cursor, and the next key drops that once there is some of it (or so many
