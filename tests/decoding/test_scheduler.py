@@ -21,7 +21,7 @@ from paddlenlp_codegen_task.decoding.request import Batch, Beams, Request, Row
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
 from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
-from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
+from paddlenlp_codegen_task.runtime.kv_cache import MIN_CAPACITY, KVCacheFull
 from paddlenlp_codegen_task.truncation import Truncator
 
 
@@ -777,3 +777,31 @@ def test_rows_are_of_one_age_order():
     scheduler.step()
     rows: list[Row] = sorted(scheduler.slots.rows, key=lambda row: row.age)
     assert [row.request for row in rows] == scheduler.requests
+
+
+@pytest.mark.parametrize(("limit", "capacity"), [(1, 128), (8, 256), (200, 256)])
+def test_a_prompt_has_room_for_the_first_tokens_after_it(limit: int, capacity: int):
+    """To grow within the first steps would copy all that is held."""
+    runtime = FakeRuntime()
+    scheduler = Scheduler(runtime)
+    scheduler.add(make(lasting(MIN_CAPACITY - 4, limit), limit, Batch(1)))
+    scheduler.step()
+    assert runtime.cache.capacity == capacity
+    allocation = runtime.cache.allocation
+    for _ in range(min(limit, 60)):
+        scheduler.step()
+    assert runtime.cache.allocation == allocation
+
+
+def test_room_that_the_budget_forbids_is_not_taken():
+    """Rows that may run together do so, in as much as there is."""
+    runtime, batch = FakeRuntime(), Batch(2)
+    # Enough for both prompts, and for what the first one is to have beyond its own only alone.
+    runtime.cache.max_bytes = runtime.cache.bytes(2, MIN_CAPACITY)
+    short, long = lasting(MIN_CAPACITY - 60, 100), lasting(MIN_CAPACITY - 20, 2)
+    scheduler = Scheduler(runtime, 2)
+    for prompt, limit in ((short, 70), (long, 2)):
+        scheduler.add(make(prompt, limit, batch))
+    for one in finished(run(scheduler)):
+        assert_as_alone(one)
+    assert runtime.most_bytes <= runtime.cache.max_bytes
