@@ -39,8 +39,8 @@ _KV_TOLERANCE = 2.0  # at least, with keys and values in 8 bits
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A model's weights, those of its adapter among them, and what they are to run on."""
+class Exportable:
+    """What an export is built of: weights, the adapter's among them, and what is to run them."""
 
     name: str
     folder: Path

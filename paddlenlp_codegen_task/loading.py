@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from paddlenlp_codegen_task import checks
-from paddlenlp_codegen_task.building import Weights, checked_tokenizer, stored_groups
+from paddlenlp_codegen_task.building import Exportable, checked_tokenizer, stored_groups
 from paddlenlp_codegen_task.export import store
 from paddlenlp_codegen_task.finding import find, opened_adapter, short
 from paddlenlp_codegen_task.load_options import LoadOptions, checked_model
@@ -137,7 +137,7 @@ def exports_of(name: str, options: LoadOptions) -> Path:
 @contextmanager
 def _weights_of(
     name_or_path: str | os.PathLike[str] | None, options: LoadOptions
-) -> Iterator[Weights]:
+) -> Iterator[Exportable]:
     """Find a model, and open its files."""
     if name_or_path is not None:
         name_or_path = checked_model("name_or_path", name_or_path)
@@ -157,7 +157,7 @@ def _weights_of(
         weights = FusedWeights(Merged(checkpoint, adapter) if adapter else checkpoint, config)
         load = _loader(engine_name, engine, config, device_id, precision, options)
         auto = options.precision == "auto"
-        yield Weights(
+        yield Exportable(
             *(name, folder, weights, adapter, engine_name, engine, device_id),
             *(precision, kv_precision, auto, load),
         )
