@@ -63,7 +63,9 @@ def parts(engine: str, sizes: list[str], half: str) -> list[Part]:
     found += [Part("check", size, 120, every) for size in sizes]
     found += [Part("speed", size, 150, every[every.index(half) :]) for size in sizes]
     found += [Part("memory", size, 60, (half,)) for size in sizes]
+    found += [Part("generate", size, 90) for size in sizes[:1]]
     if engine == "onnxruntime":
+        found += [Part("profile", size, 60, (half,)) for size in sizes]
         found += [Part("compiled", size, 150, (half,)) for size in sizes]
     return found
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from gpu import PRECISIONS
-from gpu_systems import Ours, Transformers, config_of, weights_of
+from gpu_profile import profile
+from gpu_systems import Ours, Transformers, config_of, generator_of, weights_of
 
 from paddlenlp_codegen_task.model import reference
 from paddlenlp_codegen_task.runtime import device, engines
@@ -29,7 +30,7 @@ BATCHES = (1, 8, 32, 64)
 COMPILED_BATCHES = {"350M": (1, 32)}  # else 1; compiling takes a minute each
 PROMPT, NEW = 128, 64  # tokens, of the measurements of decoding
 PREFILLS = (16, 512, 1884)
-CHECKED = (5, 40, 300)  # tokens of the checked prompts; the last one takes two steps
+CHECKED = (5, 40, 1100)  # tokens of the checked prompts; the last one takes two steps
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "paddlepaddle-gpu", "paddlepaddle", "torch")
 Found = Iterator[tuple[str, Callable[[], Any]]]  # what is measured, and how
 GREEDY = {"decode_strategy": "greedy_search", "repetition_penalty": 1.0, "truncation": None}
@@ -307,6 +308,42 @@ def read(job: Job, precision: str, batch: int) -> float:
     return weights - embedding + batch * cached
 
 
+def generate(job: Job) -> Found:
+    """All that a request takes, text to text, in turns with transformers' `generate` of tokens."""
+    length = 16 if job.dry else PROMPT
+    half = "fp32" if job.dry else job.half  # a checkpoint's export for a CPU
+    peer = job.peer("fp16")
+    with generator_of(job.size, job.work, half, job.engine, job.device_id) as ours:
+
+        def rates(batch: int) -> dict[str, float]:
+            random = np.random.default_rng(batch)
+            letters = random.integers(ord("a"), ord("z") + 1, (batch, length), np.uint8)
+            prompts = [row.tobytes().decode() for row in letters]
+            tokens = [ours.tokenizer.encode(prompt) for prompt in prompts]
+
+            def answered() -> int:
+                options = {**GREEDY, "max_length": job.new, "batch_size": batch}
+                answers = ours.generate(prompts, prompt_lookup=False, **options)
+                return sum(len(one.token_ids) for answer in answers for one in answer)
+
+            def peers() -> int:
+                assert peer is not None
+                return sum(map(len, peer.run(tokens, job.new)[2]))
+
+            systems = {f"ours {half}": answered} | ({"transformers fp16": peers} if peer else {})
+            found: dict[str, list[float]] = {name: [] for name in systems}
+            for number in range(job.rounds + 1):  # the first does not count
+                for name, run in systems.items():
+                    begin = time.perf_counter()
+                    count = run()
+                    if number:
+                        found[name].append(count / (time.perf_counter() - begin))
+            return {name: statistics.median(one) for name, one in found.items()}
+
+        for batch in job.batches:
+            yield f"batch {batch}", partial(rates, batch)
+
+
 def memory(job: Job) -> Found:
     """What is free on the device before, with and after a model, and what the KV buffers take."""
 
@@ -354,6 +391,8 @@ PARTS: dict[str, Callable[[Job], Found]] = {
     "builtin": builtin,
     "check": check,
     "speed": speed,
+    "generate": generate,
+    "profile": profile,
     "memory": memory,
     "compiled": compiled,
 }

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from make_checkpoint import SIZES
+from safetensors.numpy import save_file
 from sizes import RandomCheckpoint
 
+from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.model.checkpoint import expected_shapes
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import engines
 from paddlenlp_codegen_task.runtime.base import decode, extend, prefill
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from byte_tokenizer import write_byte_tokenizer
 
 Tokens = list[int]
 _DRY = {"vocab_size": 1024, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16}
@@ -26,6 +34,35 @@ def config_of(size: str) -> CodeGenConfig:
 def weights_of(size: str) -> FusedWeights:
     config = config_of(size)
     return FusedWeights(RandomCheckpoint(config), config)  # type: ignore[arg-type]
+
+
+def generator_of(
+    size: str, work: Path, precision: str, engine: str, device_id: int | None
+) -> CodeGenerator:
+    """The package's generator for a checkpoint of these weights, which is written first.
+
+    Its tokenizer has a token a byte of text, and a word for each id that is left.
+    """
+    folder, config = work / f"checkpoint-{size}", config_of(size)
+    if not folder.is_dir():
+        draft = write_byte_tokenizer(work / f"checkpoint-{size}.part")
+        vocabulary = json.loads((draft / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary |= {f"w{n}": n for n in range(len(vocabulary), config.vocab_size)}
+        (draft / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        values = {name: getattr(config, name) for name in _DRY} | {"model_type": "codegen"}
+        (draft / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        checkpoint = RandomCheckpoint(config)
+        tensors = {name: checkpoint.read(name) for name in expected_shapes(config)}
+        save_file(tensors, draft / "model.safetensors")
+        draft.rename(folder)
+    return CodeGenerator.from_pretrained(
+        folder,
+        engine=engine,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        device="cpu" if device_id is None else "gpu",
+        cuda_graph=engine == "onnxruntime" and device_id is not None,
+        home_path=work / "home",
+    )
 
 
 class Ours:
@@ -49,15 +86,16 @@ class Ours:
             options["cuda_graph"],
         )
 
-    def start(self, prompts: list[Tokens]) -> Any:
-        """Begin prompts, those of a chunk's length at most together; the output of the last."""
+    def start(self, prompts: list[Tokens], new_tokens: int = 0) -> Any:
+        """Begin prompts of one length, with room for what follows; the output of the last step."""
         self.runtime.cache.reset()
+        self.runtime.cache.reserve(len(prompts), len(prompts[0]) + new_tokens)
         return prefill(self.runtime, 0, prompts)
 
     def run(self, prompts: list[Tokens], new_tokens: int) -> tuple[float, float, list[Tokens]]:
         """Continue prompts of one length; seconds to the first tokens, and of the others."""
         begin = time.perf_counter()
-        output = self.start(prompts)
+        output = self.start(prompts, new_tokens)
         chosen = [output.candidate_ids[:, 0]]
         first = time.perf_counter()
         for _ in range(new_tokens - 1):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from paddlenlp_codegen_task.model.config import CodeGenConfig
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput, pack
-from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place
+from paddlenlp_codegen_task.runtime.base import StepOutput, pack, prefill_chunk
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place, SlotBySlot
 
 VOCAB = 50
 EOS = 0
@@ -38,7 +38,7 @@ class Letters:
         return bytes([65 + token_id % 26])
 
 
-class FakeMemory:
+class FakeMemory(SlotBySlot):
     """Buffers of token ids, [slots, capacity]; -1 where nothing was written."""
 
     itemsize = 1
@@ -100,7 +100,7 @@ class FakeRuntime:
         assert all(token_ids)
         assert not every or len(token_ids) == 1
         assert slot + len(token_ids) <= self.most_rows
-        assert len(token_ids) * max(map(len, token_ids)) <= max(PREFILL_CHUNK, self.most_rows)
+        assert len(token_ids) * max(map(len, token_ids)) <= max(prefill_chunk(self), self.most_rows)
         pack(self.cache, slot, token_ids, every)
         self.most_bytes = max(
             self.most_bytes, self.cache.bytes(self.cache.slots, self.cache.capacity)

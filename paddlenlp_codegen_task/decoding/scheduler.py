@@ -20,7 +20,7 @@ from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
 from paddlenlp_codegen_task.decoding.speculation import Speculation
 from paddlenlp_codegen_task.decoding.starting import Starting
-from paddlenlp_codegen_task.runtime.base import Interrupted, Runtime, StepOutput
+from paddlenlp_codegen_task.runtime.base import Interrupted, Runtime, StepOutput, prefill_chunk
 from paddlenlp_codegen_task.runtime.kv_cache import KVCacheFull
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Scheduler:
         self.slots = Slots(runtime.cache, prefix_cache, prompts_only=not runtime.same_products)
         self._runtime = runtime
         self._admission = Admission(batch_size)
-        self._starting = Starting(self.slots, self._admission)
+        self._starting = Starting(self.slots, self._admission, prefill_chunk(runtime))
         self._live: dict[Request, _Live] = {}
         self._events: list[Event] = []
         self._successors: list[Row] = []  # have a slot with their prompt, and no token yet

@@ -9,12 +9,13 @@ from paddlenlp_codegen_task.decoding import sampling
 from paddlenlp_codegen_task.decoding.admission import Admission, Start
 from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
+from paddlenlp_codegen_task.runtime.base import StepOutput
 
 # Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
-# share of work, or if all with padding are few tokens: then a step costs reading the weights.
+# share of work, or if all with padding are a small part of a chunk: then a step costs reading the
+# weights.
 PADDING_SHARE = 0.25
-SMALL_PREFILL = 64
+SMALL_PREFILL = 0.25
 HEADROOM = 64  # tokens that a row must have room for beyond its prompt to start
 
 
@@ -41,9 +42,11 @@ class _Prefill:
 class Starting:
     """Brings waiting rows into slots. Between steps, one prompt at most is part done."""
 
-    def __init__(self, slots: Slots, admission: Admission) -> None:
+    def __init__(self, slots: Slots, admission: Admission, most: int) -> None:
+        """Bring rows of `admission` into `slots`, with at most so many tokens of prefill a step."""
         self._slots = slots
         self._admission = admission
+        self._most = most
         self._prefill: _Prefill | None = None
         # What followed the prompt, of requests with rows that have not started.
         self._first_outputs: dict[Request, StepOutput] = {}
@@ -87,7 +90,7 @@ class Starting:
         prompts = [start.request.prompt_ids for start in self._prefill.starts]
         if len(prompts) > 1:
             return prompts
-        return [prompts[0][self._prefill.done : self._prefill.done + PREFILL_CHUNK]]
+        return [prompts[0][self._prefill.done : self._prefill.done + self._most]]
 
     @property
     def requests(self) -> frozenset[Request]:
@@ -198,9 +201,9 @@ class Starting:
             return False
         prompts = [*(len(one.request.prompt_ids) for one in group), len(request.prompt_ids)]
         padded = max(prompts) * len(prompts)
-        if padded > PREFILL_CHUNK or self._sibling(request) is not None:
+        if padded > self._most or self._sibling(request) is not None:
             return False
-        if padded > max((1 + PADDING_SHARE) * sum(prompts), SMALL_PREFILL):
+        if padded > max((1 + PADDING_SHARE) * sum(prompts), SMALL_PREFILL * self._most):
             return False
         # One whose beginning is in the cache is run by itself: what is left of it is short.
         both = group[0].request, request

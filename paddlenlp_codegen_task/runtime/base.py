@@ -15,6 +15,8 @@ from paddlenlp_codegen_task.runtime.kv_cache import KVCache
 # Tokens of one prefill step. Longer prompts run in several: bounds the [heads, tokens, capacity]
 # attention scores, and how long a prompt holds up those that run beside it.
 PREFILL_CHUNK = 256
+# On a GPU, where launching the kernels of fewer tokens takes longer than running them.
+GPU_PREFILL_CHUNK = 1024
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -101,6 +103,11 @@ class Runtime(Protocol):
         """Free the model and its buffers."""
 
 
+def prefill_chunk(runtime: Runtime) -> int:
+    """Most tokens of one prefill step of a runtime, padding included."""
+    return PREFILL_CHUNK if runtime.device_id is None else GPU_PREFILL_CHUNK
+
+
 def pack(
     cache: KVCache, slot: int, token_ids: Sequence[Sequence[int]], every: bool
 ) -> tuple[Ids, Ids, Ids]:
@@ -142,10 +149,10 @@ def extend(
         The step output of each row's last token.
     """
     if len(token_ids) == 1:
-        [tokens] = token_ids
-        while len(tokens) > PREFILL_CHUNK:
-            runtime.forward(slot, [tokens[:PREFILL_CHUNK]], False, generated)
-            tokens = tokens[PREFILL_CHUNK:]
+        [tokens], most = token_ids, prefill_chunk(runtime)
+        while len(tokens) > most:
+            runtime.forward(slot, [tokens[:most]], False, generated)
+            tokens = tokens[most:]
         token_ids = [tokens]
     return runtime.forward(slot, token_ids, False, generated)
 

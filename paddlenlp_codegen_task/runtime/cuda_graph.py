@@ -3,7 +3,7 @@
 Its CUDA provider records the kernels of a run under `gpu_graph_id`, and launches them all at once
 in later runs of that id: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 A run is repeated until it has been captured: a step may be, as it writes where its inputs say.
-This has been run on a CPU, where the id means nothing, and not on a GPU yet.
+On a CPU the id means nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class FixedMemory:
             "last_positions": allocate((rows,), np.int32, *device),
             "output_rows": allocate((rows,), np.int64, *device),
         }
+        self._written: dict[str, bytes] = {}
         self.outputs = {
             name: allocate(shape, dtype, *device) for name, (shape, dtype) in outputs.items()
         }
@@ -62,9 +63,11 @@ class FixedMemory:
             binding.bind_ortvalue_output(name, value)
 
     def write(self, inputs: dict[str, np.ndarray[Any, Any]]) -> None:
-        """Put the inputs there."""
+        """Put the inputs there, but those that are there: a write waits for the device."""
         for name, value in inputs.items():
-            self._inputs[name].update_inplace(np.ascontiguousarray(value))
+            if self._written.get(name) != (content := value.tobytes()):
+                self._inputs[name].update_inplace(np.ascontiguousarray(value))
+                self._written[name] = content
 
 
 class FixedStep:

@@ -48,6 +48,14 @@ class Memory(Protocol):
     def copy(self, source: Buffer, at: Place, target: Buffer, to: Place, tokens: int) -> None:
         """Copy the first tokens of a slot to another one, of the same buffer or of another."""
 
+    def carry_over(
+        self, source: Buffer, before: int, target: Buffer, after: int, lengths: dict[int, int]
+    ) -> None:
+        """Copy what slots hold, `lengths` tokens each, to the same slots of a buffer of zeros.
+
+        `before` and `after` are the capacities of the two.
+        """
+
     def read(self, buffer: Buffer, at: Place, first: int, last: int) -> npt.NDArray[Any]:
         """Copy tokens `first` to `last` - 1 of a slot to the host, [n_head, tokens, head_dim]."""
 
@@ -201,7 +209,7 @@ class KVCache:
         """Have buffers of this shape, with all that is held."""
         before, self.slots, self.capacity = self.capacity, slots, capacity
         self.version += 1
-        held = [(slot, length) for slot, length in self._lengths.items() if length]
+        held = {slot: length for slot, length in self._lengths.items() if length}
         if not held and slots * capacity <= self._allocated:
             return
         if not held:  # nothing to keep: free all first
@@ -210,15 +218,29 @@ class KVCache:
         self._allocated = 0  # unless all of the following succeeds
         for n in range(self.count):
             new = self._memory.zeros(slots * capacity)
-            for slot, length in held:
-                old, at, to = self.buffers[n], Place(slot, before), Place(slot, capacity)
-                self._memory.copy(old, at, new, to, length)
+            if held:
+                self._memory.carry_over(self.buffers[n], before, new, capacity, held)
             self.buffers[n : n + 1] = [new]
-            old = None  # freed before the next one is allocated
         self._allocated = slots * capacity
 
 
-class HostMemory:
+class SlotBySlot:
+    """A memory's `carry_over` by its `copy`, for where a copy costs little beside its bytes."""
+
+    def carry_over(
+        self: Memory,
+        source: Buffer,
+        before: int,
+        target: Buffer,
+        after: int,
+        lengths: dict[int, int],
+    ) -> None:
+        """See Memory."""
+        for slot, length in lengths.items():
+            self.copy(source, Place(slot, before), target, Place(slot, after), length)
+
+
+class HostMemory(SlotBySlot):
     """Buffers in numpy arrays, for an engine that runs on the CPU and takes addresses."""
 
     def __init__(self, config: CodeGenConfig, dtype: npt.DTypeLike) -> None:

@@ -18,7 +18,7 @@ from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.weights import FusedWeights
 from paddlenlp_codegen_task.runtime import device as devices
 from paddlenlp_codegen_task.runtime.base import Ids, StepOutput, pack
-from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place
+from paddlenlp_codegen_task.runtime.kv_cache import KVCache, Place, SlotBySlot
 
 DTYPES = {"fp32": "float32", "fp16": "float16"}
 PRECISIONS = tuple(DTYPES)
@@ -213,7 +213,7 @@ def _place(device_id: int | None) -> str:
     return "cpu" if device_id is None else f"gpu:{device_id}"
 
 
-class PaddleMemory:
+class PaddleMemory(SlotBySlot):
     """Buffers in Paddle's tensors, [slots * n_head * capacity, head_dim]: see kv_cache.Memory."""
 
     def __init__(self, config: CodeGenConfig, dtype: str, place: str) -> None:

@@ -118,9 +118,8 @@ def test_every_row_gets_what_it_would_get_alone(
     for slot, lengths in runtime.calls:
         assert slot + len(lengths) <= max(batch_size, limit)
         padded, total = len(lengths) * max(lengths), sum(lengths)
-        assert padded <= max(
-            (1 + starting.PADDING_SHARE) * total, starting.SMALL_PREFILL, len(lengths)
-        )
+        small = starting.SMALL_PREFILL * PREFILL_CHUNK
+        assert padded <= max((1 + starting.PADDING_SHARE) * total, small, len(lengths))
 
 
 @dataclass

@@ -348,6 +348,7 @@ class Chain:
         self.logits, self.fake = logits, FakeRuntime(1)
         self.cache = self.fake.cache
         self.config = self.fake.config
+        self.device_id = None
         self.same_products = True
 
     def forward(

@@ -7,6 +7,7 @@ import pytest
 from fake_runtime import FakeRuntime, next_token
 
 from paddlenlp_codegen_task.runtime.base import (
+    GPU_PREFILL_CHUNK,
     PREFILL_CHUNK,
     StepOutput,
     decode,
@@ -39,6 +40,15 @@ def test_every_token_s_logits_are_there_for_one_row():
     with pytest.raises(ValueError, match=r"^every token's logits .* one row only, not 2$"):
         pack(runtime.cache, 0, [[1], [2]], True)
     assert (runtime.cache.slots, runtime.cache.capacity) == (0, 0)
+
+
+def test_chunks_are_longer_on_a_gpu():
+    runtime = FakeRuntime()
+    runtime.device_id = 0
+    tokens = [n % 40 for n in range(GPU_PREFILL_CHUNK + 3)]
+    output = prefill(runtime, 0, [tokens])
+    assert output.candidate_ids.tolist() == [[next_token(tokens)]]
+    assert [count for _, (count,) in runtime.calls] == [GPU_PREFILL_CHUNK, 3]
 
 
 @pytest.mark.parametrize("longer", [0, 1, 5, PREFILL_CHUNK, PREFILL_CHUNK + 1])

@@ -549,6 +549,24 @@ def test_new_buffers_are_zeros(memory: Memory, monkeypatch: pytest.MonkeyPatch):
         assert not found.any()
 
 
+def test_growing_keeps_every_slot(memory: Memory, monkeypatch: pytest.MonkeyPatch):
+    """Slots between others that hold nothing too, and in parts where a device counts in 32 bits."""
+    monkeypatch.setattr(onnx_memory, "_MOST_VALUES", 600 * CONFIG.n_embd)  # two slots at a time
+    cache = KVCache(CONFIG, memory)
+    cache.reserve(5, 100)
+    lengths = [30, 0, 100, 7, 0]
+    for slot, length in enumerate(lengths):
+        if length:
+            cache.write(slot, block(length, 100 * slot))
+    cache.reserve(7, 200)
+    assert (cache.slots, cache.capacity) == (10, 256)
+    for slot, length in enumerate(lengths):
+        expected = np.stack(block(length, 100 * slot))
+        np.testing.assert_array_equal(np.stack(cache.read(slot, 0, length)), expected)
+    for slot in (7, 9):
+        assert not np.stack(cache.read(slot, 0, cache.capacity)).any()
+
+
 def test_what_was_read_is_a_copy(memory: Memory):
     cache = KVCache(CONFIG, memory)
     kept = block(30)
