@@ -210,7 +210,8 @@ class KVCache:
         before, self.slots, self.capacity = self.capacity, slots, capacity
         self.version += 1
         held = {slot: length for slot, length in self._lengths.items() if length}
-        if not held and slots * capacity <= self._allocated:
+        # With the same capacity, slots are where they were.
+        if slots * capacity <= self._allocated and (not held or capacity == before):
             return
         if not held:  # nothing to keep: free all first
             self.buffers.clear()

@@ -246,6 +246,26 @@ def test_a_reset_keeps_the_memory():
     assert all(a is not b for a, b in zip(buffers, cache.buffers, strict=True))
 
 
+def test_rows_that_join_take_memory_that_is_there():
+    """As a batch starts, after another one: nothing is copied where slots stay where they are."""
+    memory = Recorded()
+    cache = KVCache(CONFIG, memory)
+    cache.reserve(8, 100)
+    allocation = cache.allocation
+    cache.reset()
+    kept = block(90)
+    cache.write(0, kept)
+    memory.copied.clear()
+    cache.reserve(5, 100)
+    assert cache.slots == 5
+    assert cache.allocation == allocation
+    assert memory.copied == []
+    np.testing.assert_array_equal(cache.read(0, 0, 90), kept)
+    cache.reserve(5, 200)
+    assert cache.allocation != allocation
+    np.testing.assert_array_equal(cache.read(0, 0, 90), kept)
+
+
 def test_clearing_frees_the_memory():
     cache = new_cache()
     cache.write(0, block(20))
