@@ -14,6 +14,8 @@ from paddlenlp_codegen_task.runtime.kv_cache import Buffer, Place
 
 _MOST_VALUES = 1 << 30  # of one run: the CUDA kernel counts them in 32 bits
 
+_NO_MEMORY = "Failed to allocate memory"  # ONNX Runtime's arena says so, in a RuntimeError
+
 
 class DeviceMemory:
     """Buffers in device memory: see kv_cache.Memory.
@@ -42,9 +44,17 @@ class DeviceMemory:
     def zeros(self, tokens: int) -> Buffer:
         """See Memory."""
         width = self._heads * self._head_dim  # of a token
-        buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            [tokens * width], self._dtype, *self._device
-        )
+        try:
+            buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                [tokens * width], self._dtype, *self._device
+            )
+        except (RuntimeError, MemoryError) as error:
+            if _NO_MEMORY not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise MemoryError(
+                f"the device has no {tokens * width * self.itemsize:,} bytes left for a buffer of "
+                "keys and values: a smaller kv_cache_bytes keeps what there are within its memory"
+            ) from error
         # Padding of one token, written by the device: from the host, gigabytes would take seconds.
         # Along tokens alone, for which CUDA has a kernel 20 times as fast as Pad's general one.
         part = max(1, _MOST_VALUES // width)

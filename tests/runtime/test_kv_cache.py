@@ -569,6 +569,34 @@ def test_new_buffers_are_zeros(memory: Memory, monkeypatch: pytest.MonkeyPatch):
         assert not found.any()
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested"), MemoryError),
+        (MemoryError("std::bad_alloc"), MemoryError),
+        (RuntimeError("CUDA failure 700"), RuntimeError),
+    ],
+)
+def test_a_device_without_memory(
+    error: Exception, found: type[Exception], copier: Path, monkeypatch: pytest.MonkeyPatch
+):
+    memory = DeviceMemory(CONFIG, np.float32, copier, ["CPUExecutionProvider"], ("cpu", 0))
+    cache = KVCache(CONFIG, memory)
+
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    name = "ortvalue_from_shape_and_type"
+    monkeypatch.setattr(onnx_memory.onnxruntime.OrtValue, name, refuse)
+    message = r"^the device has no [\d,]+ bytes left .* smaller kv_cache_bytes"
+    with pytest.raises(found, match="700" if found is RuntimeError else message):
+        cache.write(0, block(30))
+    monkeypatch.undo()
+    cache.clear()
+    cache.write(0, block(30))
+    np.testing.assert_array_equal(cache.read(0, 0, 30), np.stack(block(30)))
+
+
 def test_growing_keeps_every_slot(memory: Memory, monkeypatch: pytest.MonkeyPatch):
     """Slots between others that hold nothing too, and in parts where a device counts in 32 bits."""
     monkeypatch.setattr(onnx_memory, "_MOST_VALUES", 600 * CONFIG.n_embd)  # two slots at a time
