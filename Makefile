@@ -48,7 +48,7 @@ PEERS := huggingface ctranslate openvino
 
 benchmark: $(VENV)/benchmark.done $(PEERS:%=.venv-%/done) $(CHECKPOINT)/model.safetensors.index.json
 	$(BIN)/python benchmarks/compare.py $(CHECKPOINT)
-	$(BIN)/python benchmarks/report.py $$(ls benchmarks/results/compare-*.json | tail -1) \
+	$(BIN)/python benchmarks/report.py benchmarks/results/compare-*.json \
 	  --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
 
 # The server under load, and others with the same weights: half an hour.

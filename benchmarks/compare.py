@@ -36,6 +36,7 @@ import numpy as np
 
 from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+from paddlenlp_codegen_task.runtime import cpu
 
 HERE = Path(__file__).resolve().parent
 PROMPT_TOKENS = 16  # of a decoding measurement
@@ -319,6 +320,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": names[0] if names else platform.processor(),
+        "kind": cpu.kind(cpu.flags(cpu.read())),
         "threads": threads,
         "onnxruntime": version("onnxruntime"),
     }

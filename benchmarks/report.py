@@ -1,9 +1,10 @@
 """Turns the JSON of compare.py into tables for the docs, and plots.
 
-    python benchmarks/report.py benchmarks/results/compare-2026-11-23.json \\
+    python benchmarks/report.py benchmarks/results/compare-*.json \\
         --pages docs/benchmarks.md docs/benchmarks_cn.md --plots docs/plots
 
-The tables replace what stands between `<!-- tables -->` and `<!-- end of tables -->` of each page.
+The tables, of the latest run on each kind of CPU, replace what stands between `<!-- tables -->` and
+`<!-- end of tables -->` of each page. The plots are of the latest run of all.
 """
 
 from __future__ import annotations
@@ -127,6 +128,17 @@ def tables(results: Results) -> str:
     )
 
 
+def latest(paths: list[Path]) -> list[Results]:
+    """The latest results of each kind of CPU, the latest of all first."""
+    found: dict[str, Results] = {}
+    for path in paths:
+        one = Results(json.loads(path.read_text(encoding="utf-8")))
+        kind, date = one.machine["kind"], one.machine["date"]
+        if kind not in found or date > found[kind].machine["date"]:
+            found[kind] = one
+    return sorted(found.values(), key=lambda one: one.machine["date"], reverse=True)
+
+
 def plot_decoding(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt  # needed for plots only
 
@@ -141,7 +153,13 @@ def plot_decoding(results: Results, path: Path) -> None:
         axis.set_xlabel("tokens/s")
         axis.margins(x=0.15)
     axes[0].invert_yaxis()
+    figure.suptitle(title(results))
     figure.savefig(path)
+
+
+def title(results: Results) -> str:
+    machine = results.machine
+    return f"{machine['kind']} ({machine['cpu']}, {machine['threads']} threads), {machine['date']}"
 
 
 def plot_contexts(results: Results, key: str, name: str, path: Path) -> None:
@@ -158,6 +176,7 @@ def plot_contexts(results: Results, key: str, name: str, path: Path) -> None:
     axis.set_xlabel("tokens in the context")
     axis.set_ylabel(name)
     axis.set_yscale("log")
+    axis.set_title(title(results))
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
@@ -172,17 +191,18 @@ def write_into(page: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--pages", type=Path, nargs="*", default=[])
     parser.add_argument("--plots", type=Path)
     options = parser.parse_args()
-    results = Results(json.loads(options.results.read_text(encoding="utf-8")))
-    text = tables(results)
+    found = latest(options.results)
+    text = "\n\n".join(f"### {one.machine['kind']}\n\n{tables(one)}" for one in found)
     print(text)
     for page in options.pages:
         write_into(page, text)
     if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
+        results = found[0]
         plot_decoding(results, options.plots / "decoding.svg")
         name = "decoding, tokens/s"
         plot_contexts(results, "tokens_per_second", name, options.plots / "contexts.svg")

@@ -27,6 +27,7 @@ from paddlenlp_codegen_task.finding import BUILTIN_FOLDER
 from paddlenlp_codegen_task.model.checkpoint import open_checkpoint
 from paddlenlp_codegen_task.model.config import CodeGenConfig
 from paddlenlp_codegen_task.model.tokenizer import Tokenizer
+from paddlenlp_codegen_task.runtime import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -201,6 +202,20 @@ def test_tables_of_a_run_of_one_task(benchmarks: None) -> None:
     assert "prefill" not in text
 
 
+def test_the_latest_run_of_each_kind(benchmarks: None, tmp_path: Path) -> None:
+    import report
+
+    paths = []
+    for kind, date in (("A", "2026-03-01"), ("B", "2026-02-01"), ("A", "2026-01-01")):
+        values = results()
+        values["machine"] |= {"kind": kind, "date": date}
+        paths.append(tmp_path / f"{date}.json")
+        paths[-1].write_text(json.dumps(values), encoding="utf-8")
+    for order in (paths, paths[::-1]):
+        found = [(one.machine["kind"], one.machine["date"]) for one in report.latest(order)]
+        assert found == [("A", "2026-03-01"), ("B", "2026-02-01")]
+
+
 def test_prompts_keep_their_length(benchmarks: None) -> None:
     import compare
 
@@ -259,12 +274,17 @@ def test_compare_and_report(
     for label in ("PaddleNLP fp32", "CTranslate2 int8"):
         values["systems"][label] = values["systems"]["ours fp32"]
     (tmp_path / "all.json").write_text(json.dumps(values), encoding="utf-8")
+    of_another_kind = tmp_path / "another.json"
+    values["machine"] |= {"kind": "abacus", "date": "2020-01-01"}
+    of_another_kind.write_text(json.dumps(values), encoding="utf-8")
     page = tmp_path / "page.md"
     page.write_text("<!-- tables -->\n<!-- end of tables -->\n", encoding="utf-8")
     capsys.readouterr()
-    run("report.py", tmp_path / "all.json", "--pages", page, "--plots", tmp_path / "plots")
+    paths = tmp_path / "all.json", of_another_kind
+    run("report.py", *paths, "--pages", page, "--plots", tmp_path / "plots")
     text = capsys.readouterr().out.strip()
-    assert text
+    kinds = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("###")]
+    assert kinds == [cpu.kind(cpu.flags(cpu.read())), "abacus"]
     assert text in page.read_text(encoding="utf-8")
     plots = {path.name for path in (tmp_path / "plots").iterdir() if path.stat().st_size}
     assert plots == {"decoding.svg", "contexts.svg", "prefill.svg"}
