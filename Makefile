@@ -23,9 +23,10 @@ lint: $(VENV)/dev.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two processes: each may hold a model and Paddle, about 2 GB. Each takes half of the files, and in the
-# end some of the other's tests: with whole files only, one would wait for the other's last.
-JOBS ?= 2
+# Three processes, for two cores: some tests wait for processes that start. Each may hold a model and
+# Paddle, about 2 GB. Each takes a third of the files, and in the end some of the others' tests: with
+# whole files only, all would wait for the last.
+JOBS ?= 3
 suite: $(VENV)/dev.done
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --durations=30
 
