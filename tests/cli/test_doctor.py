@@ -118,6 +118,20 @@ def test_gpus(
         assert "onnxruntime-gpu" in more[0].advice or not more
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_gpu_of_onnx_runtime(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81000 MiB'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    names = {"onnxruntime-gpu"} if installed else set()
+    monkeypatch.setattr(findings, "_version", lambda name: "1.31.1" if name in names else None)
+    finding, *more = findings.gpus()
+    assert finding.state == "ok"
+    assert ("--cuda-graph" in finding.found) is installed
+    assert bool(more) is not installed
+
+
 @pytest.mark.parametrize(
     ("version", "gpus", "said"),
     [(None, 0, False), ("2.6.2", 0, True), ("2.6.2", 1, False), (None, 1, False)],
