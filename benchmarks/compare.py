@@ -184,9 +184,14 @@ def bytes_a_token(system: System, folder: Path) -> int | None:
     files = list(folder.rglob(GRAPH_FILE))
     if system.peer != "ours" or not files:
         return None
+    return weights_read(files[0])
+
+
+def weights_read(path: Path) -> int:
+    """Bytes of all weights of a graph but the embeddings."""
     import onnx  # which only ours needs
 
-    graph = onnx.load(str(files[0]), load_external_data=False).graph
+    graph = onnx.load(str(path), load_external_data=False).graph
     return sum(
         int(entry.value)
         for tensor in graph.initializer
