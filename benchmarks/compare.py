@@ -7,6 +7,8 @@ or, with the environments of the Makefile in place,
     python benchmarks/compare.py build/codegen-350M --rounds 3
     python benchmarks/compare.py build/codegen-350M --tasks whole_1000 --only "ours int4_int8" ...
 
+The results of some systems or tasks go into part-*.json, those of all into compare-*.json.
+
 Every system runs in its own process and environment (peers/), is asked for the same greedy
 continuations of the same prompts on as many threads, and is stopped (SIGSTOP) while another one is
 asked, so that no idle thread of its takes part. Ratios are taken round by round, and their median
@@ -355,7 +357,10 @@ def main() -> None:
         "versions": versions({root / system.environment for system in chosen}),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"compare-{about['machine']['date']}.json"
+    whole = options.only is None and set(options.tasks) == set(TASKS)
+    kind = about["machine"]["kind"].lower().replace(" ", "-")
+    name = f"{'compare' if whole else 'part'}-{kind}-{about['machine']['date']}.json"
+    path = options.out / name
     try:
         tokenizer = Tokenizer.from_folder(checkpoint)
         rounds = run_rounds(workers, tokenizer, options.rounds, options.threads, options.tasks)

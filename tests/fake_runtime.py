@@ -76,7 +76,7 @@ class FakeRuntime:
     def __init__(self, most_rows: int = 10**9, config: CodeGenConfig = CONFIG) -> None:
         self.config = config
         self.cache = KVCache(config, FakeMemory())
-        self.device_id = None
+        self.device_id: int | None = None
         self.inputs: list[Any] = [("key_cache_0", [None, 1, None, 1], "float32")]
         self.same_products = True
         self.calls: list[tuple[int, list[int]]] = []

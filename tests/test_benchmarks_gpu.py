@@ -88,6 +88,21 @@ def test_speed_and_memory(part: Any) -> None:
     assert measured["buffers_by_our_count"] == 2 * 256 * 2 * 2 * 64 * 2  # in float16
 
 
+def test_generate_and_profile(part: Any) -> None:
+    for one in part("generate").values():
+        assert set(one) == {"ours fp32", "transformers fp16"}
+        assert all(rate > 0 for rate in one.values())
+    found = part("profile")
+    marks = ("", ", CUDA graphs")
+    assert {f"decode, batch {n}{mark}" for n in (1, 2) for mark in marks} <= set(found)
+    for name, one in found.items():
+        if name.startswith("first steps"):
+            assert len(one) == 4
+        else:
+            assert one["milliseconds"] > 0
+            assert one["longest"] == []  # PyTorch's profiler knows of no kernels on a CPU
+
+
 def test_a_system_that_fails_is_noted(benchmarks: None, tmp_path: Path) -> None:
     import gpu_parts
 

@@ -9,7 +9,7 @@ from paddlenlp_codegen_task.decoding import sampling
 from paddlenlp_codegen_task.decoding.admission import Admission, Start
 from paddlenlp_codegen_task.decoding.request import Request, Row
 from paddlenlp_codegen_task.decoding.slots import Slots
-from paddlenlp_codegen_task.runtime.base import StepOutput
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
 
 # Prompts are run together, up to a prefill chunk, if padding them to the longest adds at most this
 # share of work, or if all with padding are a small part of a chunk: then a step costs reading the
@@ -90,7 +90,9 @@ class Starting:
         prompts = [start.request.prompt_ids for start in self._prefill.starts]
         if len(prompts) > 1:
             return prompts
-        return [prompts[0][self._prefill.done : self._prefill.done + self._most]]
+        # With the logits of every token, which take 200 kB each, no more than on a CPU.
+        most = PREFILL_CHUNK if self._prefill.scores else self._most
+        return [prompts[0][self._prefill.done : self._prefill.done + most]]
 
     @property
     def requests(self) -> frozenset[Request]:

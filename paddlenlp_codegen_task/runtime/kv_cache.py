@@ -130,6 +130,8 @@ class KVCache:
             capacity *= 2
         capacity = min(capacity, self.max_capacity)
         roomy = max(slots, 2 * self.slots) if slots > self.slots else self.slots
+        if capacity == self.capacity and slots * capacity <= self._allocated:
+            roomy = min(roomy, self._allocated // capacity)  # what is there costs nothing
         tight = min(-(-tokens // STEP) * STEP, self.max_capacity)
         shapes = ((roomy, capacity), (slots, capacity), (slots, tight))
         for shape in shapes:
@@ -216,12 +218,15 @@ class KVCache:
         if not held:  # nothing to keep: free all first
             self.buffers.clear()
         self.allocation += 1
-        self._allocated = 0  # unless all of the following succeeds
-        for n in range(self.count):
-            new = self._memory.zeros(slots * capacity)
-            if held:
-                self._memory.carry_over(self.buffers[n], before, new, capacity, held)
-            self.buffers[n : n + 1] = [new]
+        try:
+            for n in range(self.count):
+                new = self._memory.zeros(slots * capacity)
+                if held:
+                    self._memory.carry_over(self.buffers[n], before, new, capacity, held)
+                self.buffers[n : n + 1] = [new]
+        except BaseException:
+            self.clear()  # some buffers have the old shape, and some the new one
+            raise
         self._allocated = slots * capacity
 
 

@@ -83,7 +83,7 @@ class DeviceMemory:
     ) -> None:
         """See Memory. Many slots in one run, those that hold nothing as well: runs cost more."""
         slots = max(lengths) + 1
-        most = max(1, _MOST_VALUES // (self._heads * after * self._head_dim))
+        most = max(1, _MOST_VALUES // (self._heads * max(before, after) * self._head_dim))
         for slot in range(0, slots, most):
             count = min(most, slots - slot)
             binding = self._binding(0, after - before)

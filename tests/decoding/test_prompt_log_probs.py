@@ -106,8 +106,11 @@ def test_none_is_taken_from_the_prefix_cache_and_all_is_kept_there():
     assert ran < 100
 
 
-def test_it_runs_by_itself():
+@pytest.mark.parametrize("device_id", [None, 0])
+def test_it_runs_by_itself(device_id: int | None):
+    """On a GPU too in chunks of a CPU's size: they bring the logits of every token."""
     runtime = FakeRuntime()
+    runtime.device_id = device_id
     scheduler = Scheduler(runtime, 8)
     for seed in range(2):
         scheduler.add(plain(prompt(5, seed), 3))

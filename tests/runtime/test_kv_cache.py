@@ -256,12 +256,13 @@ def test_rows_that_join_take_memory_that_is_there():
     kept = block(90)
     cache.write(0, kept)
     memory.copied.clear()
-    cache.reserve(5, 100)
-    assert cache.slots == 5
-    assert cache.allocation == allocation
-    assert memory.copied == []
+    for slots, there in ((5, 5), (6, 8)):
+        cache.reserve(slots, 100)
+        assert cache.slots == there
+        assert cache.allocation == allocation
+        assert memory.copied == []
     np.testing.assert_array_equal(cache.read(0, 0, 90), kept)
-    cache.reserve(5, 200)
+    cache.reserve(8, 200)
     assert cache.allocation != allocation
     np.testing.assert_array_equal(cache.read(0, 0, 90), kept)
 
@@ -370,6 +371,7 @@ def test_after_an_allocation_that_fails_it_can_start_over(
     memory.fail_in = fail_in
     with pytest.raises(MemoryError, match="no more"):
         cache.reserve(2, 200)
+    assert not cache.holds(1, 1)  # buffers of two shapes are not to be used
     memory.fail_in = None
     start_over(cache)
     kept = block(200)
