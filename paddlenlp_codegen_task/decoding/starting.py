@@ -156,14 +156,18 @@ class Starting:
             self._drop()
 
     def runs(self, request: Request) -> bool:
-        """Whether the prompt being run is that of a request."""
-        return self._prefill is not None and self._prefill.starts[0].request is request
+        """Whether the prompts being run have that of a request; more than one if interrupted."""
+        return request in self.requests
 
     def remove(self, request: Request, broken: bool) -> None:
         """Forget a request that has ended; `broken` if its keys and values are not numbers."""
         if self._prefill is not None and self.runs(request):
-            for row in self._prefill.starts[0].rows:
-                self._admission.left(row)
+            for start in self._prefill.starts:
+                if start.request is request:
+                    for row in start.rows:
+                        self._admission.left(row)
+                else:  # whose prompt was to run in the same step
+                    self._admission.set_back(start)
             self._drop(broken)
         self._first_outputs.pop(request, None)
 

@@ -20,7 +20,7 @@ from paddlenlp_codegen_task.decoding.prefix_cache import BLOCK, PrefixCache
 from paddlenlp_codegen_task.decoding.request import Batch, Beams, Request, Row
 from paddlenlp_codegen_task.decoding.scheduler import Scheduler
 from paddlenlp_codegen_task.decoding.stopping import StopChecker
-from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, StepOutput
+from paddlenlp_codegen_task.runtime.base import PREFILL_CHUNK, Interrupted, StepOutput
 from paddlenlp_codegen_task.runtime.kv_cache import MIN_CAPACITY, KVCacheFull
 from paddlenlp_codegen_task.truncation import Truncator
 
@@ -445,6 +445,42 @@ def test_prompts_of_like_length_are_prefilled_together(
         scheduler.add(make(text, 1, batch))  # one token each: all steps are prefills
     run(scheduler)
     assert [lengths for _, lengths in runtime.calls] == steps
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("how", ["cancel", "hold"])
+def test_one_of_several_prompts_is_given_up_after_their_step_was_interrupted(which: int, how: str):
+    """The others run as if nothing had been."""
+    runtime = FakeRuntime()
+    forward, interruptions = runtime.forward, [Interrupted()]
+
+    def interrupted(*arguments: Any) -> StepOutput:
+        if interruptions:
+            raise interruptions.pop()
+        return forward(*arguments)
+
+    runtime.forward = interrupted  # type: ignore[method-assign]
+    scheduler, batch = Scheduler(runtime, 4), Batch(4)
+    requests = [make(text, 5, batch) for text in prompts([10, 10, 10])]
+    for one in requests:
+        scheduler.add(one)
+    assert scheduler.step() == []
+    given_up = requests.pop(which)
+    getattr(scheduler, how)(given_up)
+    if how == "hold":
+        events = []
+        while len(events) < 2:
+            events += finished(scheduler.step())
+        assert given_up not in {one.request for one in events}
+        scheduler.release(given_up)
+        requests.append(given_up)
+        events += finished(run(scheduler))
+    else:
+        events = finished(run(scheduler))
+    assert {one.request for one in events} == set(requests)
+    for one in events:
+        assert_as_alone(one)
+    assert_empty(scheduler, runtime)
 
 
 def test_rows_leave_and_join_at_every_step():
