@@ -94,7 +94,8 @@ def ratio_table(results: Results) -> str:
             peer = best_fp32 if "fp32" in label else best
             ratios = results.ratio(label, peer, task, key, more)
             low, high = min(ratios), max(ratios)
-            cells.append(f"**{statistics.median(ratios):.2f}** ({low:.2f} to {high:.2f})")
+            spread = f" ({low:.2f} to {high:.2f})" if len(ratios) > 1 else ""
+            cells.append(f"**{statistics.median(ratios):.2f}**{spread}")
         lines.append("| " + " | ".join([name.split(" (")[0], *cells, best, best_fp32]) + " |")
     return "\n".join(lines)
 
@@ -119,8 +120,9 @@ def tables(results: Results) -> str:
     count = len(results.systems[results.ours[0]][results.measures[0][1]])
     return "\n\n".join(
         [
-            f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, medians of "
-            f"{count} rounds; read bandwidth {results.bandwidth / 1e9:.0f} GB/s.",
+            f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, "
+            f"{f'medians of {count} rounds' if count > 1 else 'one round'}; "
+            f"read bandwidth {results.bandwidth / 1e9:.0f} GB/s.",
             system_table(results),
             ratio_table(results),
             bandwidth_table(results),

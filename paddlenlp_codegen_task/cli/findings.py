@@ -114,9 +114,8 @@ def _instructions(about: str) -> list[Finding]:
         advice = "any precision is several times slower here than on processors since 2013"
         return [Finding("CPU instructions", "note", text, advice)]
     if "VNNI" not in has:
-        advice = (
-            "8-bit products saturate without VNNI, so int8 takes slower, exact ones: fp32 for "
-            "exactness, int8_weight_only or int4 for speed with one prompt at a time"
+        advice = "int8's products are slower without it; " + (
+            cpu.faster_than_fp32(flags) or "int4 is faster than fp32 for one prompt at a time"
         )
         return [Finding("CPU instructions", "note", f"{text}; no VNNI", advice)]
     text += ": all precisions run at their speed"

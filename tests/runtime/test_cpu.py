@@ -15,7 +15,10 @@ from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.runtime import cpu
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-MEASURED = {"AVX-512 with VNNI": "compare-2026-11-23.json"}
+MEASURED = {
+    "AVX-512 with VNNI": "compare-2026-11-23.json",
+    "AVX2": "compare-avx2-2026-11-26.json",
+}
 
 
 def test_the_factors_are_those_of_the_results() -> None:
