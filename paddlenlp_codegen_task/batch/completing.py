@@ -64,7 +64,7 @@ class Completing:
         # Rows as they come, _END after the last, an error in their place; what ends; _STOP.
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._room = threading.Semaphore(0)
-        self._over = self.stopped = False
+        self._over = self.stopped = False  # _over: no row is begun any more
 
     @property
     def config(self) -> GenerationConfig:
@@ -73,6 +73,7 @@ class Completing:
 
     def stop(self) -> None:
         """End the iteration once what has finished by now is given; may be called from anywhere."""
+        self._over = True  # no row is asked for in place of those that are yet to be given
         self._inbox.put(_STOP)
 
     def put(self, request: Request, events: list[Event]) -> bool:
@@ -96,8 +97,13 @@ class Completing:
         threading.Thread(target=self._feed, name="codegen-batch", daemon=True).start()
         try:
             while running or there_are_more:
-                while there_are_more and (
-                    len(running) + asked < 2 or sequences + asked * self._call.samples < 2 * limit
+                while (
+                    there_are_more
+                    and not self._over
+                    and (
+                        len(running) + asked < 2
+                        or sequences + asked * self._call.samples < 2 * limit
+                    )
                 ):
                     asked += 1
                     self._room.release()
@@ -113,6 +119,8 @@ class Completing:
                     yield _outcome(row, call, came)
                 elif isinstance(came, Row):
                     asked -= 1
+                    if self._over:
+                        continue
                     try:
                         call, request = self._request(came)
                     except (TypeError, ValueError) as error:
