@@ -504,6 +504,28 @@ def test_speculation(
     assert results["greedy, second halves"]["accepted"]  # a tiny model repeats itself
 
 
+def test_drafting(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "drafting.json"
+    run(
+        "drafting.py",
+        *("--work", tmp_path / "work", "--out", out),
+        *("--only", "tiny:fp32", "--draft", "tiny:int8", "--new-tokens", 12),
+    )
+    results = json.loads(out.read_text(encoding="utf-8"))
+    runs = results["pairs"]["tiny:fp32"]["runs"]
+    assert list(runs) == ["0.0", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0", "unrelated"]
+    for one in runs.values():
+        assert one["same_tokens"]  # whatever is drafted
+        assert one["expected_ratio"] >= 1.0  # nothing need be drafted
+    assert (runs["0.0"]["drafted_tokens_taken"], runs["1.0"]["drafted_tokens_taken"]) == (0, 1)
+    # Trained logits are far apart, random ones are not.
+    assert results["agreement"]["built-in, trained, fp32 and int8"] > 0.8
+    assert not (tmp_path / "work").exists()  # exports are large
+    assert capsys.readouterr().out.count("\n| ") == 10
+
+
 def test_quality(
     run: Callable[..., None], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
