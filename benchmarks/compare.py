@@ -71,6 +71,7 @@ SYSTEMS = (
     System("ours int4_int8", "ours", "int4_int8", ".venv"),
     System("ours int8_weight_only", "ours", "int8_weight_only", ".venv"),
     System("ours fp32", "ours", "fp32", ".venv"),
+    System("ours fp32, prompt lookup", "ours", "fp32+lookup", ".venv"),
     System("ours fp32, Paddle Inference", "ours", "fp32-paddle", ".venv"),
     System("PaddleNLP fp32", "paddlenlp_generate", "fp32", ".venv"),
     System("transformers fp32", "huggingface", "fp32", ".venv-huggingface"),

@@ -1,6 +1,6 @@
 """This package, by ONNX Runtime; `fp32-paddle` by Paddle Inference.
 
-`int4+kv_int8` is int4 with keys and values in 8 bits.
+`int4+kv_int8` is int4 with keys and values in 8 bits; `fp32+lookup` guesses ahead by prompt lookup.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import worker
 from paddlenlp_codegen_task import CodeGenerator
 from paddlenlp_codegen_task.decoding.events import Forward
 
+LOOKUP = "+lookup"
+
 
 def generator(folder: Path, precision: str, threads: int, **options: Any) -> CodeGenerator:
     """Load what `prepare` wrote."""
-    precision, _, engine = precision.partition("-")
+    precision, _, engine = precision.removesuffix(LOOKUP).partition("-")
     precision, _, kept = precision.partition("+kv_")
     return CodeGenerator.from_pretrained(
         folder / "checkpoint",
@@ -35,14 +37,18 @@ def prepare(checkpoint: Path, folder: Path, precision: str) -> None:
 
 
 class Ours:
-    def __init__(self, generator: CodeGenerator) -> None:
+    def __init__(self, generator: CodeGenerator, lookup: bool) -> None:
         self._generator = generator
+        self._lookup = lookup
         self._run: worker.Run | None = None
         # A step of the graph stands for its tokens: choosing them takes a fraction of a percent.
         generator.add_step_hook(self._stamp)
 
     def _stamp(self, step: Forward) -> None:
         assert self._run is not None
+        if self._lookup and step.kind == "prefill":  # the last of them gives the first token
+            self._run.stamps.clear()
+            self._run.rows.clear()
         self._run.stamp(len(step.tokens))
 
     def generate(self, run: worker.Run) -> list[list[int]]:
@@ -57,8 +63,12 @@ class Ours:
             decode_strategy="greedy_search",
             repetition_penalty=1.0,
             truncation=None,
-            prompt_lookup=False,  # a token a step, as the others
+            prompt_lookup=self._lookup,  # without, a token a step, as the others
         )
+        # A step that verifies a guess gives several: what is missing has come by the last one.
+        missing = max(run.new_tokens - len(run.stamps), 0) if self._lookup else 0
+        run.stamps += run.stamps[-1:] * missing
+        run.rows += [1] * missing
         # Prompts may take several steps, and those that are done decode meanwhile: the last
         # `new_tokens` steps begin with the one after which every prompt has its first token.
         del run.stamps[: -run.new_tokens], run.rows[: -run.new_tokens]
@@ -66,7 +76,7 @@ class Ours:
 
 
 def load(folder: Path, precision: str, threads: int) -> Ours:
-    return Ours(generator(folder, precision, threads))
+    return Ours(generator(folder, precision, threads), precision.endswith(LOOKUP))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ class Pace:
     def note_draft(self, kind: str, drafted: int, seconds: float) -> None:
         """Guessing took this long."""
         known = self.kinds.setdefault(kind, _Kind())
-        known.seconds_a_token = _mean(known.seconds_a_token, seconds / drafted, 0.2)
+        now = seconds / drafted
+        before = known.seconds_a_token or now
+        known.seconds_a_token = _mean(before, now, 0.5 if now < before / 2 else 0.2)
 
     def note_verified(self, kind: str, drafted: int, accepted: int, seconds: float) -> None:
         """A step has verified a draft: so many of its tokens were accepted."""
