@@ -515,7 +515,7 @@ def test_drafting(
     )
     results = json.loads(out.read_text(encoding="utf-8"))
     runs = results["pairs"]["tiny:fp32"]["runs"]
-    assert list(runs) == ["0.0", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0", "unrelated"]
+    assert list(runs) == ["0.0", "0.4", "0.6", "0.7", "0.8", "0.9", "1.0", "unrelated"]
     for one in runs.values():
         assert one["expected_ratio"] >= 1.0  # nothing need be drafted
     assert (runs["0.0"]["drafted_tokens_taken"], runs["1.0"]["drafted_tokens_taken"]) == (0, 1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 MAX_DRAFT = 15  # tokens; verified together with the one before them
 EXPLORE = 24  # steps until a kind of guess that did not pay is tried again; they double
 MAX_PATIENCE = 16 * EXPLORE  # what they double to at most: texts change
+# The first guesses of a kind show what it costs, which the very first would overstate: how many
+# there are, and of how many tokens.
+TRIALS, TRIAL = 3, 2
 PLAIN = (4, 64)  # steps with guesses until one without shows its time again: at first, and at most
 
 
@@ -15,7 +19,9 @@ class _Kind:
     """What is known of one kind of guess; optimistic at first, so that it is tried."""
 
     accepted: float = 0.8  # chance that a token is, if those before it were
-    seconds_a_token: float = 0.0  # to guess one
+    looked_at: int = 0  # tokens that this is known from
+    guesses: int = 0  # that were verified
+    seconds_a_token: float = math.inf  # to guess one
     idle: int = 0  # steps since the last guess
     patience: int = EXPLORE  # steps until the next one, if it does not seem to pay
 
@@ -29,18 +35,21 @@ class Pace:
     """
 
     plain_seconds: float = 0.0  # of a step of one token; 0 before the first
-    row_seconds: float = 0.0  # that each token more adds to a step
+    row_seconds: float = math.inf  # that each token more adds to a step
     guessed: int = 0  # steps with guesses since the last one without
     plain_patience: int = PLAIN[0]  # of them until the next one without
     kinds: dict[str, _Kind] = field(default_factory=dict)
-    drafted: int = 0  # tokens, since the beginning
-    accepted: int = 0  # of them
+    verified: int = 0  # guesses, since the beginning
+    drafted: int = 0  # tokens of them
+    accepted: int = 0  # of those
 
     def limit(self, kind: str, room: int) -> int:
         """How many tokens of this kind to draft, 0 to min(room, MAX_DRAFT)."""
         known = self.kinds.setdefault(kind, _Kind())
         if not self.plain_seconds or self.guessed >= self.plain_patience:
             return 0  # a step without shows what it costs
+        if known.guesses < TRIALS:
+            return max(min(room, TRIAL), 0)
         best, best_rate = 0, 1 / self.plain_seconds
         expected = chance = 1.0
         for count in range(1, min(room, MAX_DRAFT) + 1):
@@ -67,19 +76,25 @@ class Pace:
     def note_draft(self, kind: str, drafted: int, seconds: float) -> None:
         """Guessing took this long."""
         known = self.kinds.setdefault(kind, _Kind())
-        now = seconds / drafted
-        before = known.seconds_a_token or now
-        known.seconds_a_token = _mean(before, now, 0.5 if now < before / 2 else 0.2)
+        known.seconds_a_token = _cost(known.seconds_a_token, seconds / drafted, known.guesses)
 
     def note_verified(self, kind: str, drafted: int, accepted: int, seconds: float) -> None:
         """A step has verified a draft: so many of its tokens were accepted."""
         known = self.kinds.setdefault(kind, _Kind())
         for n in range(min(accepted + 1, drafted)):
-            known.accepted = _mean(known.accepted, float(n < accepted), 0.05)
-        self.guessed += 1
-        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
+            known.looked_at += 1
+            weight = max(0.05, 1 / (known.looked_at + 4))  # the first ones say the most
+            known.accepted = _mean(known.accepted, float(n < accepted), weight)
         row = max(seconds - self.plain_seconds, 0.0) / drafted
-        self.row_seconds = _mean(self.row_seconds, row, 0.1)
+        self.row_seconds = _cost(self.row_seconds, row, self.verified)
+        known.guesses += 1
+        self.guessed, self.verified = self.guessed + 1, self.verified + 1
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
+
+
+def _cost(before: float, now: float, guesses: int) -> float:
+    """What is known of a cost after one more measurement; of the first ones, the least."""
+    return min(before, now) if guesses < TRIALS else _mean(before, now, 0.2)
 
 
 def _mean(before: float, now: float, weight: float) -> float:

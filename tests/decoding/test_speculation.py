@@ -296,18 +296,32 @@ def test_prompt_lookup_follows_what_is_generated():
     assert drafter.draft(one, 5) == [3, 7, 1, 2, 3]
 
 
-def steps(pace: Pace, accepted: float, rounds: int, row: float, seed: int = 0) -> tuple[int, float]:
-    """Tokens and seconds of `rounds` steps whose drafts are right with this chance a token."""
+def steps(
+    pace: Pace,
+    accepted: float,
+    rounds: int,
+    row: float,
+    seed: int = 0,
+    draft: float = 0.0,
+    first: float = 1.0,
+) -> tuple[int, float]:
+    """Tokens and seconds of `rounds` steps whose drafts are right with this chance a token.
+
+    Each row of a step takes `row` seconds beside the first, which takes 1, and drafting a token
+    takes `draft`; the first step with a draft is `first` times as slow.
+    """
     random, tokens, seconds = np.random.default_rng(seed), 0, 0.0
     for _ in range(rounds):
         drafted = pace.limit("x", 99)
         took = 1.0 + row * drafted
+        if drafted:
+            took, first = took * first, 1.0
         right = 0
         while right < drafted and random.random() < accepted:
             right += 1
-        tokens, seconds = tokens + right + 1, seconds + took
+        tokens, seconds = tokens + right + 1, seconds + took + draft * drafted
         if drafted:
-            pace.note_draft("x", drafted, 0.0)
+            pace.note_draft("x", drafted, draft * drafted)
             pace.note_verified("x", drafted, right, took)
         else:
             pace.note_plain(took)
@@ -322,6 +336,29 @@ def test_the_pace_adapts(accepted: float, row: float, least: float):
     """Tokens a second, where one without drafts is 1."""
     tokens, seconds = steps(Pace(), accepted, 3000, row)
     assert tokens / seconds > least
+
+
+@pytest.mark.parametrize(
+    ("accepted", "row", "draft", "least"),
+    [
+        (0.0, 0.4, 0.1, 0.9),  # as 350M for 6B in int4 with AVX2: nearly nothing is lost by trying
+        (0.8, 0.4, 0.1, 1.1),
+        (0.0, 0.01, 0.3, 0.9),  # as on a GPU
+        (0.8, 0.01, 0.3, 1.3),
+        (0.9, 0.03, 0.0, 2.5),  # as prompt lookup in fp32
+    ],
+)
+def test_the_pace_adapts_within_a_completion(
+    accepted: float, row: float, draft: float, least: float
+):
+    """From the very first token of a process on."""
+    found = [steps(Pace(), accepted, 40, row, seed, draft) for seed in range(20)]
+    assert sum(tokens for tokens, _ in found) / sum(seconds for _, seconds in found) > least
+
+
+def test_a_slow_first_step_with_a_draft_is_not_believed():
+    found = [steps(Pace(), 0.8, 300, 0.1, seed, 0.0, 20.0) for seed in range(20)]
+    assert sum(tokens for tokens, _ in found) / sum(seconds - 19 for _, seconds in found) > 1.8
 
 
 def test_a_kind_that_did_not_pay_is_tried_again():
