@@ -124,6 +124,10 @@ class _Table:
         self.lowered |= (of["presence_penalty"] != 0) | (of["frequency_penalty"] != 0)
         self.lowered |= [one.bias is not None for one in parameters]
         self.lowered |= [one.held_from is not None for one in parameters]
+        # Greedy search in which nothing but eos_from changes a logit.
+        self.only_likeliest = bool((self.top_k == 1).all()) and not (
+            self.has_repetition or self.counted or self.biased or self.held
+        )
 
 
 @lru_cache(maxsize=64)
@@ -138,7 +142,11 @@ def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
     with np.errstate(all="ignore"):
         table = _table(tuple([one.parameters for one in contexts]))
         chosen: list[int | None] = [None] * len(contexts)
-        left = _choose_among(output, contexts, table, _widths(output, table), chosen)
+        left: list[int] = []
+        if _likeliest_decides(output, table):
+            chosen[:] = output.candidate_ids[:, 0].tolist()
+        else:
+            left = _choose_among(output, contexts, table, _widths(output, table), chosen)
         # Those that may have some tokens only, of which no candidate need be one.
         some = [row for row, one in enumerate(contexts) if one.allowed is not None]
         whole: Floats | None = None
@@ -150,6 +158,16 @@ def choose(output: StepOutput, contexts: Sequence[Context]) -> Choice:
             for row in np.flatnonzero(broken):
                 chosen[row] = None
         return Choice(chosen, _notes(output, contexts, chosen) if table.reports else [])
+
+
+def _likeliest_decides(output: StepOutput, table: _Table) -> bool:
+    """Whether each row's first candidate is what `_pick` would find, in a tenth of its time."""
+    if not table.only_likeliest or output.candidates.shape[1] < 2:
+        return False
+    # Of equal ones, the smallest token comes first; a comparison with what is no number is False.
+    if not (output.candidates[:, 0] > output.candidates[:, 1]).all():
+        return False
+    return not (table.has_eos and (output.candidate_ids[:, 0] == table.eos[:, 0]).any())
 
 
 def _widths(output: StepOutput, table: _Table) -> list[int]:

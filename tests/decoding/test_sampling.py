@@ -445,6 +445,25 @@ def test_greedy_takes_the_smallest_id_of_equal_logits_wherever_it_hides():
         assert tokens(choose(output, [context(GREEDY, VOCAB, EOS, [3])])) == [0]
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=4),
+    st.integers(0, 4),
+    st.integers(0, 2),
+    st.sampled_from([1, 2, 5]),
+)
+def test_greedy_takes_the_likeliest_that_may_come(
+    logits: list[list[int]], eos: int, min_length: int, candidates: int
+):
+    """Ties, end-of-text tokens that may not come yet, and rows that are settled at a glance."""
+    config = replace(GREEDY, min_length=min_length)
+    values = np.array(logits, np.float32)
+    contexts = [context(config, 5, eos, [0], [1]) for _ in values]
+    found = tokens(choose(step_output(values, candidates), contexts))
+    if min_length > 1:
+        values[:, eos] = -np.inf
+    assert found == values.argmax(axis=1).tolist()
+
+
 @pytest.mark.parametrize(
     "raising",
     [
