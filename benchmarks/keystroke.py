@@ -12,7 +12,7 @@ milliseconds later, `--between`). At the end of a line, and now and then within 
 completion is waited for: LINE_TOKENS new tokens, as random weights end no line. Greedy search.
 
 Ours is asked as its server is by an editor: with the prefix cache, and with token healing, whose
-tokens that spell what was typed already are not counted as new. "First" is then the first new
+tokens that only spell what was typed already are not counted as new. "First" is then the first new
 character. A system that keeps nothing of a prompt is asked at one key in `every` only, and at all
 that are waited for. Every system runs in a process of its own, started anew in each round, and is
 stopped (SIGSTOP) while another one is asked; they take turns file by file.
