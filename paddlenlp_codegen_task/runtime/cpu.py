@@ -9,7 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 # The fastest precision at batch 1, and its tokens a second over those of fp32, by kind of CPU:
 # of benchmarks/results/compare-*.json. Kinds that are not here have not been measured.
-FASTEST_ALONE = {"AVX-512 with VNNI": ("int4", 4.4), "AVX2": ("int4", 4.5)}
+FASTEST_ALONE = {"AVX-512 with VNNI": ("int4", 4.4), "AVX2": ("int4", 4.4)}
 
 
 def flags(about: str) -> frozenset[str]:

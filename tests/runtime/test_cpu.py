@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from paddlenlp_codegen_task import CodeGenerator
+from paddlenlp_codegen_task.export.onnx_files import PHASES
 from paddlenlp_codegen_task.runtime import cpu
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -32,6 +33,8 @@ def test_the_factors_are_those_of_the_results() -> None:
             for name, tasks in systems.items()
             if name.startswith("ours ")
         }
+        for mixed in PHASES:  # whose steps are those of another precision
+            rates.pop(mixed, None)
         assert max(rates, key=rates.__getitem__) == precision
         assert rates[precision] / rates["fp32"] == pytest.approx(factor, abs=0.06)
 
