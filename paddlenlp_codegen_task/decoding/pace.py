@@ -35,7 +35,10 @@ class Pace:
     """
 
     plain_seconds: float = 0.0  # of a step of one token; 0 before the first
-    row_seconds: float = math.inf  # that each token more adds to a step
+    # What verifying so many tokens adds to a step, which may well be more than in proportion; and
+    # what one of them does on average, for numbers that have not been tried.
+    verify_seconds: dict[int, float] = field(default_factory=dict)
+    row_seconds: float = math.inf
     guessed: int = 0  # steps with guesses since the last one without
     plain_patience: int = PLAIN[0]  # of them until the next one without
     kinds: dict[str, _Kind] = field(default_factory=dict)
@@ -55,7 +58,8 @@ class Pace:
         for count in range(1, min(room, MAX_DRAFT) + 1):
             chance *= known.accepted
             expected += chance
-            cost = self.plain_seconds + count * (self.row_seconds + known.seconds_a_token)
+            verifying = self.verify_seconds.get(count, count * self.row_seconds)
+            cost = self.plain_seconds + verifying + count * known.seconds_a_token
             if expected / cost > best_rate:
                 best, best_rate = count, expected / cost
         known.idle += 1
@@ -85,8 +89,10 @@ class Pace:
             known.looked_at += 1
             weight = max(0.05, 1 / (known.looked_at + 4))  # the first ones say the most
             known.accepted = _mean(known.accepted, float(n < accepted), weight)
-        row = max(seconds - self.plain_seconds, 0.0) / drafted
-        self.row_seconds = _cost(self.row_seconds, row, self.verified)
+        more = max(seconds - self.plain_seconds, 0.0)
+        self.row_seconds = _cost(self.row_seconds, more / drafted, self.verified)
+        before = self.verify_seconds.get(drafted, more)
+        self.verify_seconds[drafted] = _cost(before, more, self.verified)
         known.guesses += 1
         self.guessed, self.verified = self.guessed + 1, self.verified + 1
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted

@@ -361,6 +361,24 @@ def test_a_slow_first_step_with_a_draft_is_not_believed():
     assert sum(tokens for tokens, _ in found) / sum(seconds - 19 for _, seconds in found) > 1.8
 
 
+def test_the_pace_knows_what_each_number_of_tokens_costs():
+    """As with kernels that take a second row for next to nothing, and each further one dearly."""
+    pace, random, tokens, seconds = Pace(), np.random.default_rng(0), 0, 0.0
+    costs = [1.0, 1.1, 1.6, 1.9, 2.3, 2.7, 3.1, 3.4, 3.7, 4.0, 4.4, 4.7, 5.0, 5.4, 5.7, 6.1]
+    for _ in range(2000):
+        drafted = pace.limit("x", 99)
+        took, right = costs[drafted], 0
+        while right < drafted and random.random() < 0.7:
+            right += 1
+        tokens, seconds = tokens + right + 1, seconds + took
+        if drafted:
+            pace.note_draft("x", drafted, 1e-6)
+            pace.note_verified("x", drafted, right, took)
+        else:
+            pace.note_plain(took)
+    assert tokens / seconds > 1.47  # 1.7 tokens for 1.1 at best, but for steps that look again
+
+
 def test_a_kind_that_did_not_pay_is_tried_again():
     pace = Pace()
     steps(pace, 0.0, 400, 0.2)
