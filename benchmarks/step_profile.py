@@ -55,12 +55,12 @@ def spent(path: Path, count: int) -> tuple[Counter[str], float]:
 
 
 def measure(
-    folder: Path, home: Path, precision: str, threads: int, tokens: int, steps: int
+    folder: Path, home: Path, precision: Any, threads: int, tokens: int, steps: int
 ) -> dict[str, Any]:
     """Times of steps behind `tokens` tokens, without the profiler and with it."""
     options = LoadOptions(
         engine="onnxruntime",
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         device="cpu",
         num_threads=threads,
         home_path=home,
