@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from unittest import mock
 import numpy as np
 from compare import machine, read_bandwidth
 from make_checkpoint import SIZES
-from sizes import config_of, model, prompt
+from sizes import config_of, model, prompt, settle
 
 from paddlenlp_codegen_task.decoding import sampling
 from paddlenlp_codegen_task.decoding.events import Finished
@@ -204,13 +203,6 @@ def load(name: str, work: Path) -> Runtime:
     prefill(runtime, 0, [prompt(runtime.config)])
     settle()
     return runtime
-
-
-def settle() -> None:
-    """Wait until weights are in huge pages: moving them takes as long as many steps."""
-    for thread in threading.enumerate():
-        if thread.name == "huge-pages":
-            thread.join()
 
 
 def measure(name: str, small: Runtime, work: Path, new_tokens: int) -> dict[str, Any]:

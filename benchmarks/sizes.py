@@ -85,6 +85,13 @@ def prompt(config: CodeGenConfig) -> list[int]:
     return [i * 7919 % config.vocab_size for i in range(1, PROMPT_TOKENS + 1)]
 
 
+def settle() -> None:
+    """Wait until weights are in huge pages: moving gigabytes takes as long as many steps."""
+    for thread in threading.enumerate():
+        if thread.name == "huge-pages":
+            thread.join()
+
+
 def save_reference(size: str, work: Path) -> dict[str, float]:
     """Save what model/reference.py finds behind the prompt, [vocab_size]."""
     weights = model(size)
@@ -114,9 +121,7 @@ def generate(size: str, precision: str, work: Path) -> dict[str, float]:
     for token in tokens[PROMPT_TOKENS // 2 :]:
         found = decode(runtime, [token])
     step_by_step = found.logits()[0].copy()
-    for thread in threading.enumerate():
-        if thread.name == "huge-pages":  # moving gigabytes takes as long as many steps
-            thread.join()
+    settle()
 
     runtime.cache.reset()
     start = time.perf_counter()

@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +24,7 @@ from unittest import mock
 
 import onnxruntime
 from compare import machine, read_bandwidth, weights_read
+from sizes import settle
 
 from paddlenlp_codegen_task.export.onnx_files import GRAPH_FILE
 from paddlenlp_codegen_task.load_options import LoadOptions
@@ -80,9 +80,7 @@ def measure(
                 runtime = load_model(folder, options).runtime
             size = runtime.config.vocab_size
             prefill(runtime, 0, [[n * 7919 % size for n in range(1, tokens + 1)]])
-            for thread in threading.enumerate():
-                if thread.name == "huge-pages":  # moving weights takes as long as many steps
-                    thread.join()
+            settle()
             times = []
             for step in range(steps + 3):
                 runtime.cache.truncate(0, tokens)
