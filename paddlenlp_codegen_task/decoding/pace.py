@@ -73,6 +73,8 @@ class Pace:
         """A step of one token took this long."""
         if self.guessed:
             self.guessed, self.plain_patience = 0, min(2 * self.plain_patience, PLAIN[1])
+            for count, known in self.verify_seconds.items():  # a slow step does not count for ever
+                self.verify_seconds[count] = _mean(known, count * self.row_seconds, 0.05)
         before = self.plain_seconds or seconds
         # The first steps may be many times slower than all that follow.
         self.plain_seconds = _mean(before, seconds, 0.5 if seconds < before / 2 else 0.1)

@@ -379,6 +379,18 @@ def test_the_pace_knows_what_each_number_of_tokens_costs():
     assert tokens / seconds > 1.47  # 1.7 tokens for 1.1 at best, but for steps that look again
 
 
+def test_a_number_of_tokens_that_was_slow_once_is_not_ruled_out():
+    """As where the machine did something else meanwhile: it is chosen again later."""
+    pace = Pace()
+    steps(pace, 1.0, 400, 0.05)
+    assert pace.limit("x", 99) == MAX_DRAFT
+    for count in range(3, MAX_DRAFT + 1):
+        pace.note_verified("x", count, count, 30.0)
+    assert pace.limit("x", 99) < MAX_DRAFT
+    steps(pace, 1.0, 8000, 0.05)
+    assert pace.limit("x", 99) > MAX_DRAFT - 3
+
+
 def test_a_kind_that_did_not_pay_is_tried_again():
     pace = Pace()
     steps(pace, 0.0, 400, 0.2)
