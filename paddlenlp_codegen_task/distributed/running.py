@@ -13,7 +13,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig, ProxyStatus
 
 from paddlenlp_codegen_task import checks
 
@@ -23,6 +23,7 @@ NAME = "paddlenlp-codegen"
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception)(?:\([\w.]*\))?: ")
 ATTEMPTS = 3  # at starting Serve
 LOOK = 0.5  # seconds between two looks at the application
+LISTENS_WITHIN = 120.0  # seconds that nodes have to listen when the application runs
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def deployed(application: serve.Application, host: str, port: int) -> Iterator[N
 
     Raises:
         ValueError: Serve runs already, and listens somewhere else.
-        RuntimeError: the application does not come up.
+        RuntimeError: the application does not come up, or no node listens.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # There is no public way to ask where Serve listens.
@@ -52,6 +53,7 @@ def deployed(application: serve.Application, host: str, port: int) -> Iterator[N
             target = serve.RunTarget(application, NAME)
             serve.run_many([target], wait_for_applications_running=False)
             _wait_until_it_runs()
+            _wait_until_nodes_listen(host, port)
         yield
     finally:
         # Ending Serve itself would cut off what is being answered.
@@ -68,7 +70,7 @@ def _start(host: str, port: int) -> None:
     """Start Serve, unless it runs.
 
     On a node that is at work it replaces a proxy that has not come up in time, and fails for that;
-    but it goes on.
+    but it goes on: the next attempt finds it running, and does not wait for the proxy.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -122,6 +124,24 @@ def _wait_until_it_runs() -> None:
                 logger.warning("%s", checks.line(message, 500))
                 told = True
         time.sleep(LOOK)
+
+
+def _wait_until_nodes_listen(host: str, port: int) -> None:
+    """Wait for the proxies: an application runs without, and replicas may be there before them."""
+    deadline = time.monotonic() + LISTENS_WITHIN
+    while True:
+        proxies = list(serve.status().proxies.values())
+        missing = sum(one in (ProxyStatus.STARTING, ProxyStatus.UNHEALTHY) for one in proxies)
+        if proxies and not missing:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(LOOK)
+    if missing == len(proxies):
+        raise RuntimeError(
+            f"--host, --port: no node listens at {host}:{port} after {LISTENS_WITHIN:.0f} seconds"
+        )
+    logger.warning("%d of %d nodes do not listen at %s:%d yet", missing, len(proxies), host, port)
 
 
 def _reason(messages: list[str]) -> str:
