@@ -227,7 +227,8 @@ def test_a_body_too_long(serve: Serve):
 
 
 def test_a_request_that_takes_too_long(serve: Serve, new_generator: Any):
-    server = serve(Settings(request_timeout=0.3), new_generator(batch_size=1))
+    server = serve(Settings(request_timeout=1.0), new_generator(batch_size=1))
+    server.generator.add_step_hook(lambda _: time.sleep(0.01))  # the whole takes ten times as long
     answer = server.post(LONG)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "timeout"
