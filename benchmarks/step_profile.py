@@ -1,6 +1,7 @@
 """What a decode step of one sequence spends its time on, node by node.
 
     python benchmarks/step_profile.py build/codegen-350M --precisions int4 fp32
+    python benchmarks/step_profile.py build/codegen-350M --precisions int4+kv_int8 --tokens 1000
 
 A step is timed by itself, its nodes by ONNX Runtime's profiler, with one thread and with all; a
 node that does nothing (Reshape) shows what taking a time costs, which is subtracted from all. Of
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import onnxruntime
@@ -55,12 +56,14 @@ def spent(path: Path, count: int) -> tuple[Counter[str], float]:
 
 
 def measure(
-    folder: Path, home: Path, precision: Any, threads: int, tokens: int, steps: int
+    folder: Path, home: Path, precision: str, threads: int, tokens: int, steps: int
 ) -> dict[str, Any]:
     """Times of steps behind `tokens` tokens, without the profiler and with it."""
+    weights, _, kept = precision.partition("+kv_")
     options = LoadOptions(
         engine="onnxruntime",
-        precision=precision,
+        precision=cast(Any, weights),
+        kv_precision=cast(Any, kept or "auto"),
         device="cpu",
         num_threads=threads,
         home_path=home,
@@ -123,7 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     names = ("fp32", "int8", "int8_weight_only", "int4")
-    parser.add_argument("--precisions", nargs="*", default=names, choices=names)
+    parser.add_argument(
+        "--precisions", nargs="*", default=names, help="+kv_int8: keys and values in 8 bits"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="behind which steps are taken")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--work", type=Path, default=Path("build/step_profile"), help="for exports")
