@@ -161,7 +161,8 @@ class Scheduler:
         if len(rows) == 1 and current and rows[0].drafters:
             kind, draft = self._speculation.draft(rows[0])
             # The row has room for one token; for more there need not be any.
-            if draft and self.slots.room_for(0, self.slots.longest + 1 + len(draft)):
+            copies, tokens = self._starting.copies, self.slots.longest + 1 + len(draft)
+            if draft and self.slots.room_for(copies, tokens):
                 self._verify(rows[0], kind, draft)
                 return
         output, seconds = self._forward("decode", 0, fed)
@@ -173,10 +174,14 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Let every running row take one more token; where the budget forbids it, set some back."""
-        cache, tokens = self._runtime.cache, self.slots.longest + 1
-        while self.slots.rows and not cache.holds(self.slots.used, tokens):
-            if cache.fits(self.slots.used, tokens):
-                cache.reserve(self.slots.used, tokens)
+        cache = self._runtime.cache
+        while self.slots.rows:
+            # Rows that share a prompt which is being run have been promised room, too.
+            slots, tokens = self.slots.used + self._starting.copies, self.slots.longest + 1
+            if cache.holds(slots, tokens):
+                break
+            if cache.fits(slots, tokens):
+                cache.reserve(slots, tokens)
             elif self._starting.under_way:  # the newest of all
                 self._starting.set_back()
             else:
@@ -186,7 +191,6 @@ class Scheduler:
                 else:
                     self.slots.remove(youngest)
                     self._admission.set_back(Start(youngest.request, [youngest]))
-            tokens = self.slots.longest + 1
 
     def _advance(self, rows: Sequence[Row], output: StepOutput) -> None:
         """Give rows their next tokens; row i of `output` belongs to rows[i]."""

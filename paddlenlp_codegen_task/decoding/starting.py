@@ -59,6 +59,12 @@ class Starting:
         """Whether a prompt is being run."""
         return self._prefill is not None
 
+    @property
+    def copies(self) -> int:
+        """Slots that rows will take beside those of the prompts being run, which they copy."""
+        work = self._prefill
+        return sum(len(start.rows) - 1 for start in work.starts) if work is not None else 0
+
     def plan(self) -> list[Row]:
         """Take what starts next, up to prompts that have to be run: `chunk` gives those.
 

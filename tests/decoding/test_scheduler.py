@@ -692,6 +692,37 @@ def test_the_youngest_is_set_back_and_goes_on():
     assert runtime.most_bytes <= runtime.cache.max_bytes
 
 
+@pytest.mark.parametrize("drafted", [0, 3])
+@pytest.mark.parametrize("tokens", range(692, 704))
+def test_a_row_does_not_grow_into_room_that_others_were_promised(tokens: int, drafted: int):
+    """That of samples which are yet to copy the prompt that is being run for them."""
+
+    class Right:
+        """Drafts what comes."""
+
+        def kind(self, one: Row) -> str:
+            return "right"
+
+        def draft(self, one: Row, limit: int) -> list[int]:
+            return alone(one.history, limit)[0]
+
+    runtime = FakeRuntime()
+    runtime.cache.max_bytes = TOKEN_BYTES * 4 * 704
+    scheduler = Scheduler(runtime, 4)
+    scheduler.pace.limit = lambda kind, room: min(drafted, room)  # type: ignore[method-assign]
+    old = make(lasting(690, 60), 60, Batch(4), drafters=[Right()])
+    scheduler.add(old)
+    while not scheduler.slots.rows or runtime.cache.length(0) < tokens:
+        assert not scheduler.step()
+    new = make(lasting(600, 10, 7), 10, Batch(4), 3)  # its prompt takes several steps
+    scheduler.add(new)
+    ends = finished(run(scheduler))
+    assert {one.request for one in ends} == {old, new}
+    for one in ends:
+        assert_as_alone(one)
+    assert runtime.most_bytes <= runtime.cache.max_bytes
+
+
 def test_beams_are_set_back_together():
     def result(budget: int | None) -> tuple[list[list[int]], int]:
         runtime = FakeRuntime()
