@@ -537,6 +537,17 @@ def test_a_slow_first_step_is_not_believed_for_long():
     assert tokens / seconds > 0.95  # few guesses hold, and each costs half a step
 
 
+@pytest.mark.parametrize("slower", [1.5, 2.0, 3.0])
+def test_a_step_without_a_draft_takes_no_longer_than_one_with(slower: float):
+    """Even if the first was slower, and few guesses hold, the first completion is not slowed."""
+    found = []
+    for seed in range(20):
+        pace = Pace()
+        pace.note_plain(slower)
+        found.append(steps(pace, 0.05, 100, 0.1, seed))
+    assert sum(tokens for tokens, _ in found) / sum(seconds for _, seconds in found) > 0.85
+
+
 def test_guesses_that_begin_to_hold_are_found_after_any_time():
     pace = Pace()
     steps(pace, 0.0, 10_000, 0.05)
