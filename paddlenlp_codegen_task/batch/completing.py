@@ -120,6 +120,7 @@ class Completing:
                 elif isinstance(came, Row):
                     asked -= 1
                     if self._over:
+                        self.stopped = True  # though the last row may end this before _STOP does
                         continue
                     try:
                         call, request = self._request(came)

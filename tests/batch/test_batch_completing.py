@@ -162,6 +162,7 @@ def test_few_rows_are_held(fake: CodeGenerator):
 def test_all_places_are_taken(fake: CodeGenerator):
     """A long row keeps none of the others waiting: no step runs fewer rows than there are."""
     rows = [Row(n, prompt(n), {"max_length": 300 if n % 10 == 0 else 3}) for n in range(200)]
+    fake.add_step_hook(lambda _: time.sleep(0.001))  # a model's steps leave rows the time to come
     order = [one.row.id for one in Completing(fake, rows) if isinstance(one, Completed)]
     assert order.index(1) < order.index(0)
     calls = fake.runtime.calls  # type: ignore[attr-defined]
@@ -262,6 +263,17 @@ def test_stopping_gives_what_has_finished(fake: CodeGenerator):
     # Those that are given, what keeps all places taken twice over, and one that waits for room.
     assert work.finished <= len(taken) <= 10 + 2 * fake.batch_size + 1
     until(lambda: all(one.name != "codegen-batch" for one in threading.enumerate()))
+
+
+def test_stopping_before_the_last_row_begins_is_told(fake: CodeGenerator):
+    """Rows are left to do, though all of them have come."""
+    work = Completing(fake, [Refused("why", "bad", 1), Row("last", "ABC", {})])
+    found = iter(work)
+    assert isinstance(next(found), Refused)
+    until(lambda: all(one.name != "codegen-batch" for one in threading.enumerate()))
+    work.stop()
+    assert list(found) == []
+    assert work.stopped
 
 
 def test_an_iteration_that_is_dropped_gives_up_what_runs(fake: CodeGenerator):
