@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         TRANSFORMERS_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
         OMP_NUM_THREADS="1",
+        # What Ray leaves behind of one test would connect to the cluster of another.
+        RAY_ENABLE_AUTO_CONNECT="0",
     )
     os.makedirs(os.environ["PPNLP_HOME"])
     # A shell has what runs in the background ignore these, and processes of tests would inherit it.

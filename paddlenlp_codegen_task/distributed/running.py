@@ -130,8 +130,9 @@ def _wait_until_nodes_listen(host: str, port: int) -> None:
     """Wait for the proxies: an application runs without, and replicas may be there before them."""
     deadline = time.monotonic() + LISTENS_WITHIN
     while True:
-        proxies = list(serve.status().proxies.values())
-        missing = sum(one in (ProxyStatus.STARTING, ProxyStatus.UNHEALTHY) for one in proxies)
+        gone = (ProxyStatus.DRAINING, ProxyStatus.DRAINED)  # of nodes that have no replica
+        proxies = [one for one in serve.status().proxies.values() if one not in gone]
+        missing = sum(one is not ProxyStatus.HEALTHY for one in proxies)
         if proxies and not missing:
             return
         if time.monotonic() > deadline:

@@ -88,7 +88,7 @@ def deployed(home_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             line = process.stdout.readline()
             url = f"http://127.0.0.1:{port}"
             assert line == f"serving builtin on {cluster.address} at {url}\n", log.read_text()
-            client = httpx.Client(base_url=url, headers=KEY, timeout=PATIENCE)
+            client = httpx.Client(base_url=url, headers=KEY, timeout=5 * PATIENCE)
             yield Deployed(opened.enter_context(client), cluster, process, log)
         finally:
             process.kill()
@@ -200,7 +200,7 @@ def test_refuses_at_the_door(deployed: Deployed, path: str, error: Any):
     told = answer.json()["error"]
     assert answer.status_code == 413
     assert (told["message"] if isinstance(told, dict) else told) == message
-    answer = httpx.post(deployed.client.base_url.join(path), json={})
+    answer = httpx.post(deployed.client.base_url.join(path), json={}, timeout=PATIENCE)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
 

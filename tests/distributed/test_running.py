@@ -53,7 +53,7 @@ def test_a_proxy_that_is_replaced_is_waited_for(monkeypatch: pytest.MonkeyPatch)
 def proxies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Have Serve tell at each look what its proxies are, one letter each; the last for ever."""
     known = {"s": ProxyStatus.STARTING, "h": ProxyStatus.HEALTHY, "u": ProxyStatus.UNHEALTHY}
-    known["d"] = ProxyStatus.DRAINING
+    known |= {"d": ProxyStatus.DRAINING, "D": ProxyStatus.DRAINED}
     monkeypatch.setattr(running, "LOOK", 0.0)
 
     def tell(*looks: str) -> list[str]:
@@ -70,7 +70,7 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 def test_serving_is_said_when_nodes_listen(proxies: Callable[..., list[str]]):
-    left = proxies("", "ss", "us", "s", "sh", "hu", "hhd", "s")
+    left = proxies("", "ss", "us", "s", "sh", "hu", "dD", "hhdD", "s")
     running._wait_until_nodes_listen("127.0.0.1", 1)
     assert left == ["s"]
 
@@ -81,11 +81,11 @@ def test_nodes_that_do_not_listen(
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setattr(running, "LISTENS_WITHIN", 0.0)
-    for look in ("", "s", "su"):
+    for look in ("", "s", "su", "sd", "D"):
         proxies(look)
         with pytest.raises(RuntimeError, match=r"^--host, --port: no node listens at a:1 after"):
             running._wait_until_nodes_listen("a", 1)
-    proxies("shu")
+    proxies("shud")
     with caplog.at_level(logging.WARNING):
         running._wait_until_nodes_listen("a", 1)
     assert "2 of 3 nodes do not listen at a:1" in caplog.text

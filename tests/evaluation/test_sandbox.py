@@ -198,8 +198,8 @@ async def one(n):
 async def both():
     return await asyncio.gather(one(1), one(2))
 
-signal.setitimer(signal.ITIMER_REAL, 0.01)
 signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.01)
 time.sleep(0.05)
 print([asyncio.run(both()), sqlite3.connect(":memory:").execute("select 3").fetchone()[0]])
 """

@@ -292,7 +292,7 @@ def test_processes_at_once_build_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     workers = [start(WORKER, root, "none") for _ in range(3)]
     for worker in workers:
-        output, errors = worker.communicate(timeout=60)
+        output, errors = worker.communicate(timeout=120)
         assert output.strip() == str(root / KEY), errors
     assert len((tmp_path / "builds").read_text(encoding="utf-8").splitlines()) == 1
     assert_whole(root)

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from running_server import PATIENCE, Running
 
@@ -156,7 +155,7 @@ def test_it_asks_nobody_but_its_server(page: Page, server: Running):
 
 
 def test_it_may_do_no_more_than_it_does(server: Running):
-    answer = httpx.get(server.url)
+    answer = server.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy

@@ -112,7 +112,8 @@ def test_text_comes_as_soon_as_it_is_there(slow: Running, logprobs: int | None):
     """Not all at once at the end: a step is slow here."""
     times = []
     body = {**LONG, "max_tokens": 20, "logprobs": logprobs}
-    with httpx.stream("POST", slow.url + "/v1/completions", json=body) as answer:
+    url = slow.url + "/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=PATIENCE) as answer:
         times += [time.monotonic() for _ in answer.iter_raw()]
     assert times[-1] - times[0] > 5 * STEP_SECONDS
 
