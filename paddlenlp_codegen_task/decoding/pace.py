@@ -91,7 +91,7 @@ class Pace:
             known.looked_at += 1
             weight = max(0.05, 1 / (known.looked_at + 4))  # the first ones say the most
             known.accepted = _mean(known.accepted, float(n < accepted), weight)
-        if seconds < self.plain_seconds:  # which cannot be: that one was slow
+        if seconds < self.plain_seconds:  # a step without a draft takes no longer: those were slow
             self.plain_seconds = _mean(self.plain_seconds, seconds, 0.5)
         more = max(seconds - self.plain_seconds, 0.0)
         self.row_seconds = _cost(self.row_seconds, more / drafted, self.verified)
