@@ -83,7 +83,7 @@ def deployed(home_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         try:
             assert process.stdout is not None
-            ready, _, _ = select.select([process.stdout], [], [], 5 * PATIENCE)
+            ready, _, _ = select.select([process.stdout], [], [], 10 * PATIENCE)
             assert ready, log.read_text()
             line = process.stdout.readline()
             url = f"http://127.0.0.1:{port}"
