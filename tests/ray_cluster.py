@@ -150,6 +150,9 @@ class CountingFiles(Files):
         return self._asked, sum(map(len, self._parts.values()))
 
 
-def received(shipped: Shipped, home: Path) -> tuple[Path, int]:
-    """Where a worker of a node with this home has an export, and which process it is."""
-    return shipped.here(LoadOptions(home_path=home)), os.getpid()
+class Receiver:
+    """A worker, in a process of its own."""
+
+    def receive(self, shipped: Shipped, home: Path) -> tuple[Path, int]:
+        """Where a worker of a node with this home has an export, and which process it is."""
+        return shipped.here(LoadOptions(home_path=home)), os.getpid()

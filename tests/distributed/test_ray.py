@@ -23,7 +23,7 @@ import ray
 from engine_probe import until
 from fake_generator import fake_generator
 from ray.cluster_utils import Cluster
-from ray_cluster import CountingFiles, FakeLoading, lose_node, received, two_nodes
+from ray_cluster import CountingFiles, FakeLoading, Receiver, lose_node, two_nodes
 from typer.testing import CliRunner
 
 from paddlenlp_codegen_task import CodeGenerator, cli
@@ -178,10 +178,10 @@ def test_a_model_is_sent_once_to_a_node(
     files = ray.remote(CountingFiles).options(num_cpus=0).remote(builtin.folder)
     here = Shipped("builtin", builtin.folder, manifest, files)
     elsewhere = replace(here, folder=tmp_path / "another machine's")
-    receive = ray.remote(received).options(num_cpus=0)
+    workers = [ray.remote(Receiver).options(num_cpus=0).remote() for _ in range(3)]
     homes = [tmp_path / "a", tmp_path / "b"]
-    found = ray.get([receive.remote(elsewhere, home) for home in homes for _ in range(3)])
-    assert len({process for _, process in found}) > 2
+    found = ray.get([one.receive.remote(elsewhere, home) for home in homes for one in workers])
+    assert len({process for _, process in found}) == 3
     for path, _ in found:
         assert store.read_manifest(path) == manifest
         store.check_large_files(path)
@@ -189,7 +189,7 @@ def test_a_model_is_sent_once_to_a_node(
     asked, puts = ray.get(files.asked.remote())
     assert sorted(asked) == sorted([*manifest["files"]] * 2)
     assert puts == len(manifest["files"])
-    assert ray.get(receive.remote(here, tmp_path / "c"))[0] == builtin.folder
+    assert ray.get(workers[0].receive.remote(here, tmp_path / "c"))[0] == builtin.folder
     assert not (tmp_path / "c").exists()
     assert ray.get(files.asked.remote())[1] == puts
 
