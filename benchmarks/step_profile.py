@@ -127,7 +127,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     names = ("fp32", "int8", "int8_weight_only", "int4")
     parser.add_argument(
-        "--precisions", nargs="*", default=names, help="+kv_int8: keys and values in 8 bits"
+        "--precisions",
+        nargs="*",
+        default=names,
+        choices=[*names, *(f"{name}+kv_int8" for name in names)],
+        help="+kv_int8: keys and values in 8 bits",
     )
     parser.add_argument("--tokens", type=int, default=32, help="behind which steps are taken")
     parser.add_argument("--steps", type=int, default=40)

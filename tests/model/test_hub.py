@@ -467,7 +467,7 @@ def test_server_down(
     started = time.monotonic()
     with pytest.raises(DownloadError, match=r"127.0.0.1.*out of reach: Connection refused"):
         fetch(NAME, from_hf_hub=from_hf_hub, home=home)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 2
     assert not caplog.records  # the caller warns, with what it runs instead
     assert not home.exists()
 
@@ -480,7 +480,7 @@ def test_name_server_that_never_answers(
     started = time.monotonic()
     with pytest.raises(DownloadError, match="out of reach: no answer in"):
         fetch(NAME, home=home)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 2
 
 
 def test_a_proxy_decides_for_itself(
